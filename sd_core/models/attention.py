@@ -1,0 +1,90 @@
+"""Attention and the transformer that the UNet places between its convolutions."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd_core.models.layers import Conv2d, Linear, group_norm
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
+    """Multi-head scaled dot-product attention: q (B, T, C), k and v (B, S, C) -> (B, T, C)."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, T, C / heads)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return out.transpose(1, 2).flatten(2)
+
+
+class CrossAttention(nn.Module):
+    """Attention of x to a context; self-attention where the context is x itself."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = Linear(dim, dim, bias=False)
+        self.to_k = Linear(context_dim, dim, bias=False)
+        self.to_v = Linear(context_dim, dim, bias=False)
+        self.to_out = nn.Sequential(Linear(dim, dim))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (B, T, dim), (B, S, context_dim)
+        out: Tensor = self.to_out(attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+        return out
+
+
+class GEGLU(nn.Module):
+    """Gated linear unit with an exact GELU gate (Shazeer 2020, "GLU Variants Improve Transformer")."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = Linear(dim, hidden * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # Index 1 is the dropout of training: it keeps its place, because names are the checkpoint's.
+        self.net = nn.Sequential(GEGLU(dim, dim * 4), nn.Identity(), Linear(dim * 4, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, attention to the prompt, feed-forward; each normalized before and added after."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(dim, dim, heads)
+        self.ff = FeedForward(dim)
+        self.attn2 = CrossAttention(dim, context_dim, heads)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (B, T, dim), (B, S, context_dim)
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, normed)
+        x = x + self.attn2(self.norm2(x), context)
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer over the pixels of a feature map, with 1x1 convolutions into and out of it (v1's layout)."""
+
+    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, eps=1e-6)
+        self.proj_in = Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList([BasicTransformerBlock(channels, context_dim, heads)])
+        self.proj_out = Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (B, C, H, W), (B, S, context_dim)
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        out: Tensor = self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:])) + x
+        return out

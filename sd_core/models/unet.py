@@ -1,0 +1,161 @@
+"""The denoising UNet of Stable Diffusion v1.x, under the names of `model.diffusion_model.*`."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd_core.models.attention import SpatialTransformer
+from sd_core.models.layers import Conv2d, Linear, group_norm, timestep_embedding
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The defaults are v1.5. `channels` holds one width a level, from full to coarsest resolution."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    num_res_blocks: int = 2
+    attention_levels: tuple[int, ...] = (0, 1, 2)
+    context_dim: int = 768
+    num_heads: int = 8
+
+
+class ResBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            group_norm(in_channels), nn.SiLU(), Conv2d(in_channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(time_dim, out_channels))
+        self.out_layers = nn.Sequential(
+            group_norm(out_channels), nn.SiLU(), nn.Identity(), Conv2d(out_channels, out_channels, 3, padding=1)
+        )
+        self.skip_connection = (
+            nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
+        )
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # (B, C, H, W), (B, time_dim)
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        out: Tensor = self.skip_connection(x) + self.out_layers(h)
+        return out
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.op(x)
+        return out
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return out
+
+
+class Stage(nn.ModuleList):
+    """One entry of `input_blocks`, `middle_block` or `output_blocks`: its layers, each given what it takes."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor, size: torch.Size) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            elif isinstance(layer, Upsample):
+                x = layer(x, size)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts the noise in latents.
+
+    Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; the layer order
+    and constants are those of CompVis' `openaimodel.UNetModel`.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.channels
+        first, time_dim = widths[0], widths[0] * 4
+
+        def transformer(level: int, width: int) -> list[nn.Module]:
+            attends = level in config.attention_levels
+            return [SpatialTransformer(width, config.context_dim, config.num_heads)] if attends else []
+
+        self.time_embed = nn.Sequential(Linear(first, time_dim), nn.SiLU(), Linear(time_dim, time_dim))
+
+        self.input_blocks = nn.ModuleList([Stage([Conv2d(config.in_channels, first, 3, padding=1)])])
+        skips, width = [first], first
+        for level, level_width in enumerate(widths):
+            for _ in range(config.num_res_blocks):
+                self.input_blocks.append(
+                    Stage([ResBlock(width, level_width, time_dim), *transformer(level, level_width)])
+                )
+                width = level_width
+                skips.append(width)
+            if level + 1 < len(widths):
+                self.input_blocks.append(Stage([Downsample(width)]))
+                skips.append(width)
+
+        self.middle_block = Stage(
+            [
+                ResBlock(width, width, time_dim),
+                SpatialTransformer(width, config.context_dim, config.num_heads),
+                ResBlock(width, width, time_dim),
+            ]
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, level_width in reversed(list(enumerate(widths))):
+            for index in range(config.num_res_blocks + 1):
+                layers: list[nn.Module] = [
+                    ResBlock(width + skips.pop(), level_width, time_dim),
+                    *transformer(level, level_width),
+                ]
+                width = level_width
+                if level > 0 and index == config.num_res_blocks:
+                    layers.append(Upsample(width))
+                self.output_blocks.append(Stage(layers))
+
+        self.out = nn.Sequential(
+            group_norm(first), nn.SiLU(), Conv2d(first, config.out_channels, 3, padding=1)
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.time_embed[0].weight.dtype
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """Latents (B, in_channels, H, W), timesteps (B,) and context (B, T, context_dim) -> eps in x's dtype.
+
+        Timesteps may be fractional and are embedded in float32; H and W may be any size of at least one.
+        """
+        in_dtype, dtype = x.dtype, self.dtype
+        emb = self.time_embed(timestep_embedding(timesteps, self.config.channels[0]).to(dtype))
+        x, context = x.to(dtype), context.to(dtype)
+        skips: list[Tensor] = []
+        for stage in self.input_blocks:
+            x = stage(x, emb, context, x.shape[2:])
+            skips.append(x)
+        x = self.middle_block(x, emb, context, x.shape[2:])
+        for stage in self.output_blocks:
+            skip = skips.pop()
+            # The last layer of a level upsamples to the size of the skip that comes next, which need not be twice.
+            size = skips[-1].shape[2:] if skips else x.shape[2:]
+            x = stage(torch.cat([x, skip], dim=1), emb, context, size)
+        out: Tensor = self.out(x)
+        return out.to(in_dtype)

@@ -1,0 +1,203 @@
+"""The autoencoder of Stable Diffusion v1.x (KL-f8), under the names of `first_stage_model.*`."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd_core.models.attention import attention
+from sd_core.models.layers import Conv2d, group_norm
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The defaults are v1.5. `channels` holds one width a level, from full to coarsest resolution."""
+
+    in_channels: int = 3
+    z_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    num_res_blocks: int = 2
+    scale_factor: float = 0.18215
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels, NORM_EPS)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, NORM_EPS)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = (
+            nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, H, W)
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        out: Tensor = self.nin_shortcut(x) + h
+        return out
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all pixels of the coarsest feature map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, NORM_EPS)
+        self.q = Conv2d(channels, channels, 1)
+        self.k = Conv2d(channels, channels, 1)
+        self.v = Conv2d(channels, channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))  # (B, H * W, C)
+        h = attention(q, k, v, heads=1).transpose(1, 2).unflatten(2, x.shape[2:])
+        out: Tensor = x + self.proj_out(h)
+        return out
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only, as the model was trained
+        return out
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class Level(nn.Module):
+    """One resolution: `block.*` and, where the resolution changes after it, `downsample` or `upsample`."""
+
+    def __init__(self, blocks: list[nn.Module], **resample: nn.Module) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        for name, module in resample.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.block:
+            x = module(x)
+        for name in ("downsample", "upsample"):
+            if name in self._modules:
+                x = getattr(self, name)(x)
+        return x
+
+
+class Mid(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+        return out
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.channels
+        self.conv_in = Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        width = widths[0]
+        for level, level_width in enumerate(widths):
+            blocks: list[nn.Module] = []
+            for _ in range(config.num_res_blocks):
+                blocks.append(ResnetBlock(width, level_width))
+                width = level_width
+            resample = {"downsample": Downsample(width)} if level + 1 < len(widths) else {}
+            self.down.append(Level(blocks, **resample))
+        self.mid = Mid(width)
+        self.norm_out = group_norm(width, NORM_EPS)
+        self.conv_out = Conv2d(width, 2 * config.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, 3, H, W)
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return out
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.channels
+        width = widths[-1]
+        self.conv_in = Conv2d(config.z_channels, width, 3, padding=1)
+        self.mid = Mid(width)
+        levels: list[Level] = []
+        for level, level_width in reversed(list(enumerate(widths))):
+            blocks: list[nn.Module] = []
+            for _ in range(config.num_res_blocks + 1):
+                blocks.append(ResnetBlock(width, level_width))
+                width = level_width
+            levels.append(Level(blocks, **({"upsample": Upsample(width)} if level > 0 else {})))
+        self.up = nn.ModuleList(reversed(levels))  # the checkpoint numbers them from full to coarsest resolution
+        self.norm_out = group_norm(width, NORM_EPS)
+        self.conv_out = Conv2d(width, config.in_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:  # (B, z_channels, H / 8, W / 8)
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return out
+
+
+class VAE(nn.Module):
+    """Pictures in [-1, 1] (B, 3, H, W) <-> latents (B, 4, H / 8, W / 8), scaled so that their deviation is about 1.
+
+    Source: Rombach et al. 2022, section 3.1; the layers and constants are those of CompVis' `AutoencoderKL`.
+    """
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
+        self.post_quant_conv = Conv2d(config.z_channels, config.z_channels, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.quant_conv.weight.dtype
+
+    @property
+    def downscale(self) -> int:
+        """How many pixels of a picture's side one latent covers: 8 for v1."""
+        return 2 ** (len(self.config.channels) - 1)
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # (B, 3, H, W)
+        """Mean and log variance of the posterior, unscaled float32, each (B, z_channels, H / 8, W / 8)."""
+        moments = self.quant_conv(self.encoder(pixels.to(self.dtype))).float()
+        mean, logvar = moments.chunk(2, dim=1)
+        return mean, logvar.clamp(-30.0, 20.0)
+
+    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:  # (B, 3, H, W), (B, z_channels, H / 8, W / 8)
+        """A sample of the posterior, drawn with the given normal noise, as scaled float32 latents."""
+        mean, logvar = self.moments(pixels)
+        return (mean + torch.exp(0.5 * logvar) * noise) * self.config.scale_factor
+
+    def decode(self, latents: Tensor) -> Tensor:  # (B, z_channels, H / 8, W / 8)
+        """Float32 pictures (B, 3, H, W), about [-1, 1] and not clamped."""
+        z = (latents.float() / self.config.scale_factor).to(self.dtype)
+        out: Tensor = self.decoder(self.post_quant_conv(z))
+        return out.float()
