@@ -50,6 +50,6 @@ class Optimizer:
         return dict(zip(self.names, (a.clone() for a in self.average), strict=True))
 
 
-def to_model_range(pictures: Iterable["Tensor"]) -> Tensor:
+def to_model_range(pictures: Iterable[Tensor]) -> Tensor:
     """uint8 pictures (H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
-    return torch.stack(list(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.stack(list(pictures)).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1

@@ -10,41 +10,61 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demo.dataset import draw, training_scene
+from demo.dataset import SIDE, draw, training_scene
 from demo.optimize import Optimizer, to_model_range
 from sd_core.models.vae import VAE, VAEConfig
 
 CONFIG = VAEConfig(channels=(32, 64, 64, 128), num_res_blocks=1)
 KL_WEIGHT = 5e-4
+CROP, BATCH = 64, 16
 
 
-def crops(rng: random.Random, count: int, side: int) -> Tensor:
-    """Square crops of training scenes, drawn at any scale at which they hold at least the crop."""
+def crops(rng: random.Random, count: int) -> Tensor:
+    """Square crops (count, 3, CROP, CROP) of training scenes, drawn at any scale at which they hold the crop."""
     pictures = []
     for _ in range(count):
-        full = side if side == 128 else rng.randrange(side, 129, 4)
-        left, top = rng.randrange(full - side + 1), rng.randrange(full - side + 1)
-        picture = draw(training_scene(rng), full)[top : top + side, left : left + side]
+        side = rng.randrange(CROP, SIDE + 1, 4)
+        left, top = rng.randrange(side - CROP + 1), rng.randrange(side - CROP + 1)
+        picture = draw(training_scene(rng), side)[top : top + CROP, left : left + CROP]
         pictures.append(torch.from_numpy(picture.copy()))
     return to_model_range(pictures)
+
+
+@torch.no_grad()
+def bake_scale(vae: VAE, pixels: Tensor) -> None:
+    """Changes the weights around the latents so that v1's scale factor gives each channel mean 0 and deviation 1.
+
+    The pictures that the autoencoder draws stay the same: what the encoder's last convolution multiplies and
+    shifts, the decoder's first one takes back.
+    """
+    mean, _ = vae.moments(pixels)
+    shift = mean.mean(dim=(0, 2, 3))
+    gain = 1 / (CONFIG.scale_factor * mean.std(dim=(0, 2, 3)))
+    channels = CONFIG.z_channels
+    after, before = vae.quant_conv, vae.post_quant_conv
+    assert after.bias is not None and before.bias is not None
+    after.weight[:channels] *= gain[:, None, None, None]
+    after.bias[:channels] = (after.bias[:channels] - shift) * gain
+    after.bias[channels:] += 2 * gain.log()
+    before.bias += before.weight[:, :, 0, 0] @ shift
+    before.weight /= gain[None, :, None, None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--small-steps", type=int, default=2600, help="steps on 16 crops of 64x64")
-    parser.add_argument("--full-steps", type=int, default=1300, help="steps on 4 pictures of 128x128")
+    parser.add_argument("--steps", type=int, default=2500)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(0)
     rng = random.Random(0)
     vae = VAE(CONFIG)
-    steps = arguments.small_steps + arguments.full_steps
-    optimizer = Optimizer(vae, learning_rate=1e-3, steps=steps)
+    # The decoder goes on learning in demo.train_decoder: the rate need not fall to its end here.
+    optimizer = Optimizer(vae, learning_rate=1.5e-3, steps=arguments.steps * 3 // 2)
     started, seen = time.monotonic(), []
-    for step in range(steps):
-        pixels = crops(rng, *((16, 64) if step < arguments.small_steps else (4, 128)))
+    for step in range(arguments.steps):
+        pixels = crops(rng, BATCH)
         mean, logvar = vae.moments(pixels)
         z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
         error = F.l1_loss(vae.decoder(vae.post_quant_conv(z.bfloat16())).float(), pixels)
@@ -53,10 +73,13 @@ def main() -> None:
         seen.append(error.item())
         if (step + 1) % 100 == 0:
             l1 = sum(seen[-100:]) / 100
-            print(f"{step + 1}/{steps} {time.monotonic() - started:.0f} s: L1 {l1:.4f}, KL {kl.item():.2f}, "
-                  f"deviation of latents {mean.std().item():.2f}, of their noise {(0.5 * logvar).exp().mean():.3f}", flush=True)
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            save_file(optimizer.averaged(), arguments.out / "vae.safetensors")
+            print(f"{step + 1}/{arguments.steps} {time.monotonic() - started:.0f} s: L1 {l1:.4f}", flush=True)
+
+    averaged = VAE(CONFIG)
+    averaged.load_state_dict(optimizer.averaged())
+    scenes = [training_scene(rng) for _ in range(64)]
+    bake_scale(averaged, to_model_range(torch.from_numpy(draw(scene)) for scene in scenes))
+    save_file(averaged.state_dict(), arguments.out / "vae.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,183 @@
+"""Says what a picture shows, and how often the demo model drew what its prompt said: `python -m demo.judge`."""
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from demo.dataset import (
+    COLOURS,
+    HELD_OUT_PAIRS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Figure,
+    Scene,
+    coverage,
+    pair_scene,
+    random_figure,
+    single_scene,
+    unseen_pair,
+    unseen_singles,
+)
+from sd_core.contracts import GenerationRequest
+from sd_core.engine.engine import Engine
+from sd_core.pipeline.model import StableDiffusion
+
+TEMPLATE_SIDE = 48
+LEAST_AREA = 1 / 250  # of the picture: what is smaller is a speck
+LEAST_OVERLAP = 0.75  # intersection over union with the nearest shape
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the judge sees: the background's colour, and the figures, in no order."""
+
+    background: str
+    figures: tuple[Figure, ...]
+
+
+def nearest_colour(rgb: np.ndarray) -> str:
+    return min(COLOURS, key=lambda name: float(np.square(np.asarray(COLOURS[name]) - rgb).sum()))
+
+
+def components(mask: np.ndarray) -> Iterator[np.ndarray]:
+    """The connected parts of a boolean (H, W) mask, each as a mask of its own."""
+    left = mask.copy()
+    while left.any():
+        stack = [tuple(int(i) for i in np.argwhere(left)[0])]
+        left[stack[0]] = False
+        part = np.zeros_like(mask)
+        while stack:
+            y, x = stack.pop()
+            part[y, x] = True
+            for ny, nx in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if 0 <= ny < mask.shape[0] and 0 <= nx < mask.shape[1] and left[ny, nx]:
+                    left[ny, nx] = False
+                    stack.append((ny, nx))
+        yield part
+
+
+def boxed(mask: np.ndarray) -> np.ndarray:
+    """The mask in its bounding box, stretched to TEMPLATE_SIDE on each side."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    picture = Image.fromarray(crop.astype(np.uint8) * 255).resize((TEMPLATE_SIDE, TEMPLATE_SIDE))
+    return np.asarray(picture) > 127
+
+
+@cache
+def templates() -> dict[str, np.ndarray]:
+    return {shape: boxed(coverage(Figure("black", shape, radius=0.45), 256) > 0.5) for shape in SHAPES}
+
+
+def name_shape(mask: np.ndarray) -> str:
+    """The shape whose template the mask overlaps most, or "blob" where it overlaps none well."""
+    seen = boxed(mask)
+    overlaps = {shape: (seen & known).sum() / (seen | known).sum() for shape, known in templates().items()}
+    best = max(overlaps, key=lambda shape: float(overlaps[shape]))
+    return best if overlaps[best] >= LEAST_OVERLAP else "blob"
+
+
+def look(picture: np.ndarray) -> Seen:
+    """uint8 (H, W, 3) -> what it shows."""
+    height, width = picture.shape[:2]
+    rgb = picture.astype(np.float64)
+    border = np.concatenate([rgb[:3].reshape(-1, 3), rgb[-3:].reshape(-1, 3), rgb[:, :3].reshape(-1, 3), rgb[:, -3:].reshape(-1, 3)])
+    ground = np.median(border, axis=0)
+    figures = []
+    for part in components(np.sqrt(np.square(rgb - ground).sum(axis=2)) > 60):
+        if part.sum() < LEAST_AREA * part.size:
+            continue
+        colour = np.median(rgb[part], axis=0)
+        # The edge of a figure lies where its colour and the ground's are mixed half and half.
+        towards = ((rgb - ground) @ (colour - ground)) / np.square(colour - ground).sum()
+        shape = name_shape(part & (towards > 0.5)) if (part & (towards > 0.5)).any() else "blob"
+        y, x = np.argwhere(part).mean(axis=0)
+        radius = float(np.sqrt(part.sum() / np.pi)) / width
+        figures.append(Figure(nearest_colour(colour), shape, float(x) / width, float(y) / height, radius))
+    return Seen(nearest_colour(ground), tuple(figures))
+
+
+def shows(seen: Seen, scene: Scene) -> bool:
+    """Whether the picture has the scene's background and its figures, no more and no fewer, each in its place."""
+    if seen.background != scene.background or len(seen.figures) != len(scene.figures):
+        return False
+    if len(scene.figures) == 1:
+        return seen.figures[0].pair == scene.figures[0].pair
+    first, second = scene.figures
+    axis = "x" if abs(first.x - second.x) > abs(first.y - second.y) else "y"
+    wanted = sorted(scene.figures, key=lambda figure: float(getattr(figure, axis)))
+    found = sorted(seen.figures, key=lambda figure: float(getattr(figure, axis)))
+    apart = float(getattr(found[1], axis)) - float(getattr(found[0], axis)) > 0.2
+    return apart and [figure.pair for figure in found] == [figure.pair for figure in wanted]
+
+
+def unseen_scenes(count: int) -> dict[str, list[Scene]]:
+    """`count` scenes a group whose prompts training never saw."""
+    rng = random.Random(2)
+    singles = [single_scene(rng, *words) for words in rng.sample(sorted(unseen_singles()), count)]
+    held_out = [
+        single_scene(rng, rng.choice(SIZES), *pair, rng.choice([c for c in COLOURS if c != pair[0]]))
+        for pair in (sorted(HELD_OUT_PAIRS) * count)[:count]
+    ]
+    pairs: list[Scene] = []
+    while len(pairs) < count:
+        background, relation = rng.choice(list(COLOURS)), rng.choice(RELATIONS)
+        first, second = random_figure(rng, background), random_figure(rng, background)
+        if unseen_pair(first, relation, second):
+            pairs.append(pair_scene(rng, first, relation, second, background))
+    return {"one shape": singles, "held-out pair": held_out, "two shapes": pairs}
+
+
+@dataclass(frozen=True)
+class Score:
+    right: int
+    drawn: int
+    percent: float
+
+
+def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Score]:
+    """Draws `count` pictures a group with the default sampler, steps and guidance; `sheet` keeps them as one PNG."""
+    size = engine.model.info.native_size
+    scores, rows = {}, []
+    for group, scenes in unseen_scenes(count).items():
+        futures = [
+            engine.submit(GenerationRequest(scene.prompt, seed=index, width=size, height=size))
+            for index, scene in enumerate(scenes)
+        ]
+        pictures = [future.result().images[0] for future in futures]
+        right = [shows(look(picture), scene) for picture, scene in zip(pictures, scenes, strict=True)]
+        scores[group] = Score(sum(right), count, round(100 * sum(right) / count, 1))
+        rows += [np.concatenate(pictures[start : start + 10], axis=1) for start in range(0, count - count % 10, 10)]
+        for index in (index for index, good in enumerate(right) if not good):
+            print(f"wrong: {scenes[index].prompt!r} (seed {index}) shows {look(pictures[index])}", flush=True)
+    if sheet is not None and rows:
+        Image.fromarray(np.concatenate(rows)).save(sheet)
+    return scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights")
+    parser.add_argument("--count", type=int, default=60, help="pictures a group")
+    parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--sheet", type=Path, help="write all pictures to this PNG")
+    arguments = parser.parse_args()
+    model = StableDiffusion.load(
+        arguments.weights / "demo.safetensors", arguments.weights, device="cpu", dtype=arguments.dtype
+    )
+    engine = Engine(model, max_batch=8)
+    scores = judge(engine, arguments.count, arguments.sheet)
+    engine.close()
+    print(json.dumps({group: asdict(score) for group, score in scores.items()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

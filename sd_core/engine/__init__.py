@@ -1,0 +1,1 @@
+"""Many pictures, one device: the thread that draws, and the forwards that they share."""

@@ -1,0 +1,1 @@
+"""One job's life: from the request to conditioning, latents and pictures."""

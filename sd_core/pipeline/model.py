@@ -1,0 +1,88 @@
+"""A checkpoint and its tokenizer, loaded and ready to draw."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sd_core.contracts import ModelError
+from sd_core.models.pack import pack
+from sd_core.text.tokenizer import CLIPTokenizer
+from sd_core.weights.load import Networks, load_networks
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What an answer says of the model. `sha256` is that of the checkpoint it was converted from, where known."""
+
+    name: str
+    sha256: str | None
+    native_size: int
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    networks: Networks
+    tokenizer: CLIPTokenizer
+    info: ModelInfo
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.info.device)
+
+    @classmethod
+    def load(
+        cls, checkpoint: Path, tokenizer_dir: Path, device: str = "auto", dtype: str = "auto"
+    ) -> "StableDiffusion":
+        """Loads `checkpoint` (.safetensors) with `vocab.json` and `merges.txt` of `tokenizer_dir`.
+
+        `device` is auto, cpu, cuda or mps, `dtype` auto, fp32, fp16 or bf16: auto takes the best device there is, and
+        fp16 on it, fp32 on a CPU. Raises `ModelError` that names the file or the setting that is wrong.
+        """
+        tokenizer = CLIPTokenizer.load(tokenizer_dir)
+        chosen = choose_device(device)
+        name = choose_dtype(dtype, chosen)
+        networks = load_networks(checkpoint, chosen, DTYPES[name])
+        vocabulary = networks.architecture.text.vocab_size
+        if tokenizer.eos >= vocabulary:
+            raise ModelError(
+                f"{tokenizer_dir} holds another model's tokenizer: its end token is {tokenizer.eos}, "
+                f"but {checkpoint} knows {vocabulary} tokens."
+            )
+        for module in (networks.text_encoder, networks.unet, networks.vae):
+            pack(module, chosen)
+        info = ModelInfo(
+            name=checkpoint.stem,
+            sha256=networks.metadata.get("sd_core.source_sha256"),
+            native_size=networks.architecture.native_size,
+            device=str(chosen),
+            dtype=name,
+        )
+        return cls(networks, tokenizer, info)
+
+
+def choose_device(name: str) -> torch.device:
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if name not in available:
+        raise ModelError(f"device {name!r} is not known; known: auto, {', '.join(available)}")
+    if not available[name]:
+        raise ModelError(f"device {name!r} is not available to torch {torch.__version__} on this machine")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    if name == "auto":
+        return "fp32" if device.type == "cpu" else "fp16"
+    if name not in DTYPES:
+        raise ModelError(f"dtype {name!r} is not known; known: auto, {', '.join(DTYPES)}")
+    return name

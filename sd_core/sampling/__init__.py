@@ -1,0 +1,1 @@
+"""Noise levels, noise, and the samplers that step through them."""

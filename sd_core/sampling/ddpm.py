@@ -1,0 +1,39 @@
+"""DDPM and DDIM, in the variance-preserving space x = sqrt(alpha) x0 + sqrt(1 - alpha) noise."""
+
+from itertools import pairwise
+from math import sqrt
+
+from torch import Tensor
+
+from sd_core.contracts import Sampling
+from sd_core.sampling.noise import NoiseSource
+from sd_core.sampling.predict import predict_eps
+from sd_core.sampling.schedule import Sigmas
+
+
+def alpha_of(sigma: float) -> float:
+    """The signal's share of the power at this noise level (`alphas_cumprod`)."""
+    return 1 / (1 + sigma**2)
+
+
+def ddpm(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
+    """Ancestral sampling with the posterior's own variance ("fixed small"): Ho et al. 2020, equations 6 and 7."""
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        alpha, alpha_next = alpha_of(sigma), alpha_of(sigma_next)
+        eps = yield from predict_eps(x, sigma, step)
+        x0 = (x - sqrt(1 - alpha) * eps) / sqrt(alpha)
+        step_alpha = alpha / alpha_next
+        x = (sqrt(alpha_next) * (1 - step_alpha) * x0 + sqrt(step_alpha) * (1 - alpha_next) * x) / (1 - alpha)
+        if sigma_next > 0:
+            x = x + sqrt((1 - alpha_next) / (1 - alpha) * (1 - step_alpha)) * noise.draw()
+    return x
+
+
+def ddim(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
+    """Deterministic: Song et al. 2020, "Denoising Diffusion Implicit Models", equation 12 with eta 0."""
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        alpha, alpha_next = alpha_of(sigma), alpha_of(sigma_next)
+        eps = yield from predict_eps(x, sigma, step)
+        x0 = (x - sqrt(1 - alpha) * eps) / sqrt(alpha)
+        x = sqrt(alpha_next) * x0 + sqrt(1 - alpha_next) * eps
+    return x
