@@ -50,11 +50,8 @@ class CLIPTokenizer:
     @classmethod
     def load(cls, directory: Path) -> "CLIPTokenizer":
         """Reads both files from `directory`; raises `ModelError` that names the file which is missing or broken."""
-        vocabulary = _read(directory / VOCAB_FILE, json.loads)
-        merges = _read(directory / MERGES_FILE, _parse_merges)
-        for token in (BOS, EOS):
-            if not isinstance(vocabulary, dict) or token not in vocabulary:
-                raise ModelError(f"{directory / VOCAB_FILE} is not CLIP's vocabulary: it has no entry {token!r}.")
+        vocabulary = _parse_vocabulary(directory / VOCAB_FILE)
+        merges = _parse_merges(directory / MERGES_FILE)
         try:
             return cls(vocabulary, merges)
         except Exception as error:  # the library raises a bare Exception for a merge that is not in the vocabulary
@@ -76,9 +73,9 @@ class CLIPTokenizer:
         return Tokens(tuple(ids + [self.eos] * (length - len(ids))), dropped)
 
 
-def _read(path, parse):  # type: ignore[no-untyped-def]
+def _read(path: Path) -> str:
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ModelError(
             f"{path} is missing: the tokenizer needs {VOCAB_FILE} and {MERGES_FILE} of openai/clip-vit-large-patch14 "
@@ -88,12 +85,26 @@ def _read(path, parse):  # type: ignore[no-untyped-def]
         raise ModelError(f"{path} cannot be read: {error}") from error
 
 
-def _parse_merges(text: str) -> list[tuple[str, str]]:
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#version")]
+def _parse_vocabulary(path: Path) -> dict[str, int]:
+    try:
+        vocabulary = json.loads(_read(path))
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(vocabulary, dict) or not all(isinstance(value, int) for value in vocabulary.values()):
+        raise ModelError(f"{path} is not CLIP's vocabulary: it must map every token to its id.")
+    for token in (BOS, EOS):
+        if token not in vocabulary:
+            raise ModelError(f"{path} is not CLIP's vocabulary: it has no entry {token!r}.")
+    return vocabulary
+
+
+def _parse_merges(path: Path) -> list[tuple[str, str]]:
     merges = []
-    for line in lines:
-        parts = line.split()
-        if len(parts) != 2:
-            raise ValueError(f"a merge is two tokens, not {line!r}")
-        merges.append((parts[0], parts[1]))
+    for line in _read(path).splitlines():
+        if line.startswith("#version") or not line.strip():
+            continue
+        left, separator, right = line.partition(" ")
+        if not separator or " " in right:
+            raise ModelError(f"{path} cannot be read: a merge is two tokens, not {line!r}")
+        merges.append((left, right))
     return merges

@@ -1,0 +1,93 @@
+"""A safetensors checkpoint -> the three networks, ready to run."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from sd_core.contracts import ModelError
+from sd_core.models.clip import CLIPTextEncoder
+from sd_core.models.unet import UNet
+from sd_core.models.vae import VAE
+from sd_core.weights.check import meta_networks, networks_shapes, require_equal
+from sd_core.weights.detect import Architecture, detect, require_drawable
+from sd_core.weights.files import TensorFile, open_safetensors
+from sd_core.weights.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, canonical_names, show
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of one checkpoint in evaluation mode, and what its file says of itself."""
+
+    text_encoder: CLIPTextEncoder
+    unet: UNet
+    vae: VAE
+    architecture: Architecture
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype], dict[str, str]]:
+    """Shapes and dtypes by tensor name, and the metadata, of a safetensors file; no tensor is read."""
+    with open_safetensors(path) as file:
+        dtypes = {name: stored.dtype for name, stored in file.tensors.items()}
+        return file.shapes, dtypes, dict(file.metadata)
+
+
+def load_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Networks:
+    """The networks of a v1.x `.safetensors`, every weight on `device` in `dtype`.
+
+    On the CPU, tensors that the file stores in `dtype` stay views of the memory map (private, copy on write): they
+    become resident as they are first used, and the file may be replaced by a rename but not written in place.
+    All others are read and cast one by one, so that no more than one tensor is ever held twice. ModelError where
+    the file is missing, damaged, of another kind, or its tensors are not exactly those of its architecture.
+    """
+    with open_safetensors(path) as file:
+        try:
+            architecture, names = _understand(file)
+            text_encoder, unet, vae = meta_networks(architecture)
+            found = {name: file.tensors[stored].shape for name, stored in names.items()}
+            require_equal(found, networks_shapes(text_encoder, unet, vae))
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
+        tensors = _read(file, names, device, dtype)
+        metadata = dict(file.metadata)
+    for prefix, network in ((TEXT_PREFIX, text_encoder), (UNET_PREFIX, unet), (VAE_PREFIX, vae)):
+        _assign(network, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    return Networks(text_encoder, unet, vae, architecture, metadata)
+
+
+def _understand(file: TensorFile) -> tuple[Architecture, dict[str, str]]:
+    """The architecture, and canonical name -> stored name of its tensors."""
+    architecture = detect(file.shapes, file.metadata)
+    require_drawable(architecture)
+    names = canonical_names(file.tensors)
+    for stored in names.values():
+        kind = file.tensors[stored].dtype
+        if not kind.is_floating_point:
+            raise ModelError(f"{show(stored)} holds {kind}, not floating-point numbers")
+    return architecture, names
+
+
+def _read(
+    file: TensorFile, names: dict[str, str], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    if hasattr(os, "posix_fadvise"):
+        # The kernel fetches the whole file at once, which a network volume serves far faster than page by page.
+        os.posix_fadvise(file.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    tensors: dict[str, Tensor] = {}
+    with safe_open(file.path, framework="pt", device="cpu") as mapped:  # type: ignore[no-untyped-call]
+        for name, stored in names.items():
+            # A cast would leave the pages that it read from the map resident beside its result: it reads instead.
+            tensor = mapped.get_tensor(stored) if file.tensors[stored].dtype == dtype else file.read(stored)
+            tensor = tensor.to(device, dtype)
+            # Old writers did not pad their header, so a view may lie across element boundaries.
+            tensors[name] = tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
+    return tensors
+
+
+def _assign(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    network.load_state_dict(tensors, strict=True, assign=True)
+    network.requires_grad_(False).eval()
