@@ -1,16 +1,33 @@
 """Attention and the transformer that the UNet places between its convolutions."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.models.layers import Conv2d, Linear, group_norm
 
+SCORES_AT_ONCE = 2**24
+"""Entries of the score matrix that are computed together where attention is sliced: 32 MB in bfloat16."""
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Multi-head scaled dot-product attention: q (B, T, C), k and v (B, S, C) -> (B, T, C)."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, T, C / heads)
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    if q.device.type == "cpu" and q.dtype is torch.bfloat16 and not causal:
+        out = sliced_attention(q, k, v)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return out.transpose(1, 2).flatten(2)
+
+
+def sliced_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of (B, heads, T, D) as plain matrix products over slices of the queries.
+
+    torch's fused CPU kernel does not use the processor's bfloat16 products, which these do.
+    """
+    keys = (k * q.shape[-1] ** -0.5).transpose(-1, -2)
+    rows = max(1, SCORES_AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2]))
+    return torch.cat([(part @ keys).softmax(dim=-1) @ v for part in q.split(rows, dim=2)], dim=2)
 
 
 class CrossAttention(nn.Module):

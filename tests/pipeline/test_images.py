@@ -1,0 +1,28 @@
+import numpy as np
+import torch
+
+from sd_core.pipeline.images import to_image, to_pixels
+
+
+def test_there_and_back_is_exact_for_every_level() -> None:
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16)[:, :, None].repeat(3, axis=2)
+    pixels = to_pixels(image, torch.device("cpu"))
+    assert pixels.shape == (1, 3, 16, 16)
+    assert pixels.min() == -1 and pixels.max() == 1
+    assert np.array_equal(to_image(pixels), image)
+
+
+def test_levels_are_rounded_and_clamped() -> None:
+    def level(value: float) -> int:
+        return int(to_image(torch.full((1, 3, 1, 1), value))[0, 0, 0])
+
+    assert level(-7.0) == 0 and level(7.0) == 255
+    assert level(99.6 / 127.5 - 1) == 100
+    assert level(99.4 / 127.5 - 1) == 99
+
+
+def test_axes_are_kept_apart() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 24, 3), dtype=np.uint8)
+    pixels = to_pixels(image, torch.device("cpu"))
+    assert pixels.shape == (1, 3, 8, 24)
+    assert torch.allclose(pixels[0, 2, 3, 20], torch.tensor(image[3, 20, 2] / 127.5 - 1, dtype=torch.float32))
