@@ -104,10 +104,10 @@ def coverage(figure: Figure, side: int = SIDE) -> np.ndarray:
 
 def draw(scene: Scene, side: int = SIDE) -> np.ndarray:
     """The scene as a picture: uint8 (side, side, 3)."""
-    picture = np.broadcast_to(np.float32(COLOURS[scene.background]), (side, side, 3))
+    picture = np.broadcast_to(np.array(COLOURS[scene.background], np.float32), (side, side, 3))
     for figure in scene.figures:
         alpha = coverage(figure, side)[:, :, None]
-        picture = picture * (1 - alpha) + np.float32(COLOURS[figure.colour]) * alpha
+        picture = picture * (1 - alpha) + np.array(COLOURS[figure.colour], np.float32) * alpha
     return np.rint(picture).astype(np.uint8)
 
 

@@ -89,7 +89,9 @@ def look(picture: np.ndarray) -> Seen:
     """uint8 (H, W, 3) -> what it shows."""
     height, width = picture.shape[:2]
     rgb = picture.astype(np.float64)
-    border = np.concatenate([rgb[:3].reshape(-1, 3), rgb[-3:].reshape(-1, 3), rgb[:, :3].reshape(-1, 3), rgb[:, -3:].reshape(-1, 3)])
+    border = np.concatenate(
+        [rgb[:3].reshape(-1, 3), rgb[-3:].reshape(-1, 3), rgb[:, :3].reshape(-1, 3), rgb[:, -3:].reshape(-1, 3)]
+    )
     ground = np.median(border, axis=0)
     figures = []
     for part in components(np.sqrt(np.square(rgb - ground).sum(axis=2)) > 60):

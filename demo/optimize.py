@@ -24,7 +24,9 @@ class Optimizer:
             parameter.data = parameter.data.bfloat16()
         for buffer in module.buffers():
             buffer.data = buffer.data.bfloat16()
-        self.adamw = torch.optim.AdamW(self.master, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, foreach=True)
+        self.adamw = torch.optim.AdamW(
+            self.master, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, foreach=True
+        )
         self.learning_rate, self.steps, self.warmup, self.ema_decay = learning_rate, steps, warmup, ema_decay
         self.step_index = 0
 
@@ -43,7 +45,8 @@ class Optimizer:
         decay = min(self.ema_decay, (1 + self.step_index) / (10 + self.step_index))
         torch._foreach_lerp_(self.average, self.master, 1 - decay)
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.master)
+            for parameter, master in zip(self.parameters, self.master, strict=True):
+                parameter.copy_(master)
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged float32 weights by name."""

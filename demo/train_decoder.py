@@ -32,8 +32,8 @@ def main() -> None:
     rng = random.Random(3)
     vae = VAE(CONFIG)
     vae.load_state_dict(load_file(arguments.out / "vae.safetensors"))
-    vae.encoder.requires_grad_(False).bfloat16()
-    vae.quant_conv.requires_grad_(False).bfloat16()
+    vae.encoder.requires_grad_(requires_grad=False).bfloat16()
+    vae.quant_conv.requires_grad_(requires_grad=False).bfloat16()
     optimizer = Optimizer(vae, learning_rate=7e-4, steps=arguments.steps)
     started, seen = time.monotonic(), []
     for step in range(arguments.steps):

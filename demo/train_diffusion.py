@@ -28,7 +28,7 @@ SNR_CAP = 5.0
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
     return CLIPConfig(
-        vocab_size=tokenizer.eos + 1, width=TEXT_WIDTH, layers=3, heads=TEXT_WIDTH // 64, mlp_width=4 * TEXT_WIDTH
+        vocab_size=tokenizer.eos + 1, width=TEXT_WIDTH, layers=3, heads=TEXT_WIDTH // 64, mlp_width=2 * TEXT_WIDTH
     )
 
 
@@ -39,8 +39,9 @@ class Diffusion(nn.Module):
         super().__init__()
         self.text_encoder = CLIPTextEncoder(text_config(tokenizer))
         self.unet = UNet(UNET_CONFIG)
-        for embedding in self.text_encoder.text_model.embeddings.children():
-            nn.init.normal_(embedding.weight, std=0.02)
+        embeddings = self.text_encoder.text_model.embeddings
+        nn.init.normal_(embeddings.token_embedding.weight, std=0.02)
+        nn.init.normal_(embeddings.position_embedding.weight, std=0.02)
         # Residual branches and the answer start at zero, which trains faster and steadier.
         for name, parameter in self.unet.named_parameters():
             if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
@@ -103,8 +104,11 @@ def main() -> None:
         seen.append((loss.item(), error.mean().item()))
         if (step + 1) % 100 == 0:
             weighted, plain = (sum(column) / 100 for column in zip(*seen[-100:], strict=True))
-            print(f"{step + 1}/{arguments.steps} {time.monotonic() - started:.0f} s: "
-                  f"weighted {weighted:.4f}, plain {plain:.4f}", flush=True)
+            print(
+                f"{step + 1}/{arguments.steps} {time.monotonic() - started:.0f} s: "
+                f"weighted {weighted:.4f}, plain {plain:.4f}",
+                flush=True,
+            )
         if (step + 1) % 500 == 0 or step + 1 == arguments.steps:
             save_file(optimizer.averaged(), out / "diffusion.safetensors")
 

@@ -43,7 +43,8 @@ def bake_scale(vae: VAE, pixels: Tensor) -> None:
     gain = 1 / (CONFIG.scale_factor * mean.std(dim=(0, 2, 3)))
     channels = CONFIG.z_channels
     after, before = vae.quant_conv, vae.post_quant_conv
-    assert after.bias is not None and before.bias is not None
+    assert after.bias is not None
+    assert before.bias is not None
     after.weight[:channels] *= gain[:, None, None, None]
     after.bias[:channels] = (after.bias[:channels] - shift) * gain
     after.bias[channels:] += 2 * gain.log()

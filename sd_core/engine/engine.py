@@ -73,7 +73,7 @@ class Engine:
                     _settle(job.future, self._draw(job))
                 except CancelledError:
                     continue
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
                     _settle(job.future, _as_known(error, job.request))
 
     def _draw(self, job: _Job) -> GenerationResult:

@@ -52,7 +52,8 @@ class Runner:
         timesteps = [work.timestep for work, count in zip(works, rows, strict=True) for _ in range(count)]
         context = torch.cat([work.context for work in works])
         times = torch.tensor(timesteps, dtype=torch.float32, device=self._device)
-        return self._networks.unet(latents, times, context).split(rows)
+        answers: Sequence[Tensor] = self._networks.unet(latents, times, context).split(rows)
+        return answers
 
 
 def _batch_key(work: Work) -> Hashable:

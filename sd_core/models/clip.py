@@ -73,19 +73,26 @@ class Layer(nn.Module):
         return out
 
 
+class Encoder(nn.Module):
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, width)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 class TextTransformer(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.width)
 
     def forward(self, ids: Tensor) -> Tensor:  # (B, T)
-        x = self.embeddings(ids)
-        for layer in self.encoder.layers:
-            x = layer(x)
-        out: Tensor = self.final_layer_norm(x)
+        out: Tensor = self.final_layer_norm(self.encoder(self.embeddings(ids)))
         return out
 
 

@@ -33,9 +33,7 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             group_norm(out_channels), nn.SiLU(), nn.Identity(), Conv2d(out_channels, out_channels, 3, padding=1)
         )
-        self.skip_connection = (
-            nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
-        )
+        self.skip_connection = nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # (B, C, H, W), (B, time_dim)
         h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
@@ -131,13 +129,11 @@ class UNet(nn.Module):
                     layers.append(Upsample(width))
                 self.output_blocks.append(Stage(layers))
 
-        self.out = nn.Sequential(
-            group_norm(first), nn.SiLU(), Conv2d(first, config.out_channels, 3, padding=1)
-        )
+        self.out = nn.Sequential(group_norm(first), nn.SiLU(), Conv2d(first, config.out_channels, 3, padding=1))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.time_embed[0].weight.dtype
+        return next(self.parameters()).dtype
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """Latents (B, in_channels, H, W), timesteps (B,) and context (B, T, context_dim) -> eps in x's dtype.

@@ -30,9 +30,7 @@ class ResnetBlock(nn.Module):
         self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = group_norm(out_channels, NORM_EPS)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = (
-            nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
-        )
+        self.nin_shortcut = nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, H, W)
         h = self.conv1(F.silu(self.norm1(x)))
@@ -183,7 +181,7 @@ class VAE(nn.Module):
     @property
     def downscale(self) -> int:
         """How many pixels of a picture's side one latent covers: 8 for v1."""
-        return 2 ** (len(self.config.channels) - 1)
+        return 1 << (len(self.config.channels) - 1)
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # (B, 3, H, W)
         """Mean and log variance of the posterior, unscaled float32, each (B, z_channels, H / 8, W / 8)."""

@@ -14,7 +14,7 @@ TRAINED_TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """v1's schedule, indexed by timestep: `alphas_cumprod` is the signal's power, `sigmas` the noise-to-signal ratio."""
+    """v1's schedule, indexed by timestep: `alphas_cumprod` is the signal's power, `sigmas` the noise to it."""
 
     alphas_cumprod: tuple[float, ...]
     sigmas: tuple[float, ...]

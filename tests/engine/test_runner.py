@@ -39,10 +39,13 @@ class RecordingVAE:
         return latents * 3
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass
 class FakeModel:
     networks: Any
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Every registered sampler, asked to denoise towards a known picture by a model that is always right."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ def test_noise_levels_fall(solver: str, schedule: str) -> None:
     for steps in (1, 2, 3, 20, 150):
         sigmas = SOLVERS[solver].schedules[schedule](steps)
         assert len(sigmas) == steps + 1
-        assert all(high > low >= 0 for high, low in zip(sigmas, sigmas[1:], strict=False))
+        assert all(high > low >= 0 for high, low in pairwise(sigmas))
 
 
 @pytest.mark.parametrize(("solver", "schedule"), EVERY_SAMPLER)

@@ -1,0 +1,165 @@
+"""What every measurement shares: the models, timing in turn, and the JSON that is printed."""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.random_weights import FULL, TINY, random_state_dict, write_checkpoint
+from bench.tokenizer_files import clip_merges, write_tokenizer
+from sd_core.pipeline.model import DTYPES, StableDiffusion, choose_device, choose_dtype
+
+PACKAGES = ("torch", "diffusers", "transformers", "runpod")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for. `cache` holds the random models from one measurement to the next."""
+
+    tiny: bool
+    device: torch.device
+    dtype: str
+    rounds: int
+    cache: Path
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """A random fp16 checkpoint with its tokenizer, in a directory that a worker can be pointed at."""
+
+    directory: Path
+    tiny: bool
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory / "random.safetensors"
+
+    def load(self, options: Options) -> StableDiffusion:
+        return StableDiffusion.load(self.checkpoint, self.directory, str(options.device), options.dtype)
+
+    def weights(self, options: Options, prefix: str) -> dict[str, Tensor]:
+        """The tensors below a prefix, under their full names, in the measured dtype: copies of their own."""
+        architecture = TINY if self.tiny else FULL
+        stored = {name: tensor.half() for name, tensor in random_state_dict(architecture, prefix).items()}
+        return {name: tensor.to(options.device, options.torch_dtype) for name, tensor in stored.items()}
+
+
+def parse(description: str, argv: Sequence[str] | None, rounds: int) -> Options:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--tiny", action="store_true", help="a tiny model: shows that the script works, measures nothing"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--dtype", default="auto", help="auto, fp32, fp16 or bf16")
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often each side is timed")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "sd15-worker-bench",
+        help="where the random models are kept",
+    )
+    arguments = parser.parse_args(argv)
+    device = choose_device(arguments.device)
+    return Options(arguments.tiny, device, choose_dtype(arguments.dtype, device), arguments.rounds, arguments.cache)
+
+
+def random_model(options: Options) -> RandomModel:
+    """The random model of v1.5's size, or a tiny one, written when it is first asked for."""
+    model = RandomModel(options.cache / ("tiny" if options.tiny else "full"), options.tiny)
+    if not model.checkpoint.exists():
+        write_tokenizer(model.directory, [] if options.tiny else clip_merges())
+        half_written = model.checkpoint.with_suffix(".part")
+        write_checkpoint(half_written, TINY if options.tiny else FULL)
+        half_written.rename(model.checkpoint)
+    return model
+
+
+def time_in_turn(
+    sides: Mapping[str, Callable[[], object]], options: Options, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of every round of every side. The sides take turns, so that whatever else the machine does hits both."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for round_number in range(-warm_up, options.rounds):
+        for name, side in sides.items():
+            _synchronize(options.device)
+            started = time.perf_counter()
+            side()
+            _synchronize(options.device)
+            if round_number >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference over the largest value: says that both sides computed the same thing."""
+    return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
+
+
+def summary(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, digits) for name, value in spread.items()}
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Of the medians; below 1, ours is the smaller."""
+    return round(statistics.median(ours) / statistics.median(theirs), 3)
+
+
+def report(name: str, options: Options, **results: Any) -> dict[str, Any]:
+    """Prints the measurement as JSON, with what it was made on, and returns it."""
+    measurement = {
+        "bench": name,
+        "model": "tiny" if options.tiny else "v1.5",
+        "device": str(options.device),
+        "dtype": options.dtype,
+        "rounds": options.rounds,
+        **results,
+        "machine": machine(options.device),
+    }
+    json.dump(measurement, sys.stdout, indent=2)
+    print()
+    return measurement
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+    if device.type == "cuda":
+        described["gpu"] = torch.cuda.get_device_name(device)
+    return described
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

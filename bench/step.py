@@ -1,0 +1,51 @@
+"""One UNet call with guidance at 512x512: two rows of 64x64 latents. `python -m bench.step [--dtype bf16]`"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bench.common import parse, random_model, ratio, relative_difference, report, summary, time_in_turn
+from bench.random_weights import FULL, TINY
+from bench.reference import reference_unet
+from sd_core.weights.keys import UNET_PREFIX
+
+
+@torch.inference_mode()
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    options = parse(__doc__ or "", argv, rounds=10)
+    model = random_model(options)
+    architecture = TINY if options.tiny else FULL
+    unet = model.load(options).networks.unet
+    theirs = reference_unet(model.weights(options, UNET_PREFIX), architecture.unet)
+
+    side = 8 if options.tiny else 64
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, side, side, generator=generator).expand(2, -1, -1, -1).to(options.device)
+    context = torch.randn(2, 77, architecture.unet.context_dim, generator=generator)
+    context = context.to(options.device, options.torch_dtype)
+    timesteps = torch.tensor([500.0, 500.0], device=options.device)
+    typed = latents.to(options.torch_dtype)
+
+    def ours_call() -> torch.Tensor:
+        eps: torch.Tensor = unet(latents, timesteps, context)
+        return eps
+
+    def theirs_call() -> torch.Tensor:
+        eps: torch.Tensor = theirs(typed, timesteps, context).sample
+        return eps
+
+    seconds = time_in_turn({"ours": ours_call, "diffusers": theirs_call}, options)
+    return report(
+        "step",
+        options,
+        latents=list(latents.shape),
+        ours_s=summary(seconds["ours"]),
+        diffusers_s=summary(seconds["diffusers"]),
+        ratio=ratio(seconds["ours"], seconds["diffusers"]),
+        difference=relative_difference(ours_call(), theirs_call()),
+    )
+
+
+if __name__ == "__main__":
+    main()

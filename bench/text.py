@@ -1,0 +1,46 @@
+"""The text encoder on a prompt and a negative prompt: two rows of 77 tokens. `python -m bench.text [--dtype bf16]`"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bench.common import parse, random_model, ratio, relative_difference, report, summary, time_in_turn
+from bench.random_weights import FULL, TINY
+from bench.reference import reference_text_encoder
+from sd_core.weights.keys import TEXT_PREFIX
+
+
+@torch.inference_mode()
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    options = parse(__doc__ or "", argv, rounds=30)
+    model = random_model(options)
+    architecture = TINY if options.tiny else FULL
+    encoder = model.load(options).networks.text_encoder
+    theirs = reference_text_encoder(model.weights(options, TEXT_PREFIX), architecture.text).to(options.device)
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, architecture.text.vocab_size, (2, 77), generator=generator).to(options.device)
+
+    def ours_call() -> torch.Tensor:
+        states: torch.Tensor = encoder(ids)
+        return states
+
+    def theirs_call() -> torch.Tensor:
+        states: torch.Tensor = theirs(ids).last_hidden_state
+        return states
+
+    seconds = time_in_turn({"ours": ours_call, "transformers": theirs_call}, options)
+    return report(
+        "text",
+        options,
+        ids=list(ids.shape),
+        ours_s=summary(seconds["ours"], digits=5),
+        transformers_s=summary(seconds["transformers"], digits=5),
+        ratio=ratio(seconds["ours"], seconds["transformers"]),
+        difference=relative_difference(ours_call(), theirs_call()),
+    )
+
+
+if __name__ == "__main__":
+    main()

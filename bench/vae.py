@@ -1,0 +1,46 @@
+"""The VAE's decoding of one 512x512 picture. `python -m bench.vae [--dtype bf16]`"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bench.common import parse, random_model, ratio, relative_difference, report, summary, time_in_turn
+from bench.random_weights import FULL, TINY
+from bench.reference import reference_vae
+from sd_core.weights.keys import VAE_PREFIX
+
+
+@torch.inference_mode()
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    options = parse(__doc__ or "", argv, rounds=7)
+    model = random_model(options)
+    architecture = TINY if options.tiny else FULL
+    vae = model.load(options).networks.vae
+    theirs = reference_vae(model.weights(options, VAE_PREFIX), architecture.vae)
+
+    side = 8 if options.tiny else 64
+    latents = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0)).to(options.device)
+    unscaled = (latents / architecture.vae.scale_factor).to(options.torch_dtype)
+
+    def ours_call() -> torch.Tensor:
+        return vae.decode(latents)
+
+    def theirs_call() -> torch.Tensor:
+        pixels: torch.Tensor = theirs.decode(unscaled).sample
+        return pixels
+
+    seconds = time_in_turn({"ours": ours_call, "diffusers": theirs_call}, options, warm_up=1)
+    return report(
+        "vae",
+        options,
+        pixels=[8 * side, 8 * side],
+        ours_s=summary(seconds["ours"]),
+        diffusers_s=summary(seconds["diffusers"]),
+        ratio=ratio(seconds["ours"], seconds["diffusers"]),
+        difference=relative_difference(ours_call(), theirs_call()),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Whole pictures beside diffusers' pipelines, on the same random weights and noise, float32 on the CPU.
+
+diffusers is configured as `reference_schedulers` says, and handed the noise that the seed draws.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from bench.random_weights import FULL, TINY, write_checkpoint
+from bench.reference import reference_pipeline
+from bench.reference_schedulers import reference_scheduler
+from bench.tokenizer_files import clip_merges, write_tokenizer
+from sd_core.contracts import GenerationRequest
+from sd_core.engine.engine import Engine
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.sampling.registry import SOLVERS
+from sd_core.weights.detect import Architecture
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
+
+EVERY_SAMPLER = [(name, schedule) for name, solver in SOLVERS.items() for schedule in solver.schedules]
+LEAST_PSNR = 70.0
+
+
+class Side:
+    """One checkpoint in our engine and, on request, in a diffusers pipeline."""
+
+    def __init__(self, directory: Path, architecture: Architecture, merges: list[str]) -> None:
+        self.directory, self.architecture = directory, architecture
+        path = directory / "random.safetensors"
+        write_checkpoint(path, architecture, torch.float32)
+        write_tokenizer(directory, merges)
+        self.engine = Engine(StableDiffusion.load(path, directory, "cpu", "fp32"), max_batch=4)
+        self.weights = load_file(path)
+        path.unlink()
+
+    def ours(self, request: GenerationRequest) -> list[np.ndarray]:
+        return self.engine.submit(request).result().images
+
+    def theirs(self, request: GenerationRequest) -> list[np.ndarray]:
+        kind = StableDiffusionPipeline if request.image is None else StableDiffusionImg2ImgPipeline
+        scheduler = reference_scheduler(request.sampler, request.schedule, request.steps)
+        pipe = reference_pipeline(self.weights, self.architecture, self.directory, scheduler, kind)
+        generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
+        arguments: dict[str, Any] = {
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "num_images_per_prompt": request.num_images,
+            "generator": generators,
+            "output_type": "pil",
+        }
+        if request.image is None:
+            shape = (1, 4, request.height // 8, request.width // 8)
+            noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+            # The pipeline multiplies by its scheduler's init_noise_sigma; k-diffusion begins at noise x sigma_max.
+            sigma = SOLVERS[request.sampler].schedules[request.schedule](request.steps)[0]
+            start = SOLVERS[request.sampler].noised(None, noise, sigma)
+            if request.sampler == "dpmpp_2m":
+                start = start / (1 + sigma**2) ** 0.5
+            arguments |= {"height": request.height, "width": request.width}
+            arguments["latents"] = start / scheduler.init_noise_sigma
+        else:
+            arguments |= {"image": Image.fromarray(request.image), "strength": request.strength}
+        with torch.inference_mode():
+            return [np.asarray(picture) for picture in pipe(**arguments).images]
+
+
+def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape
+    error = np.square(ours.astype(np.float64) - theirs.astype(np.float64)).mean()
+    return float(10 * np.log10(255**2 / error)) if error else 99.0
+
+
+def assert_equal_pictures(side: Side, request: GenerationRequest) -> None:
+    ours, theirs = side.ours(request), side.theirs(request)
+    assert len(ours) == len(theirs) == request.num_images
+    assert ours[0].std() > 8, "a flat picture would hide mistakes"
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert psnr(mine, reference) >= LEAST_PSNR
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
+    side = Side(tmp_path_factory.mktemp("tiny"), TINY, [])
+    yield side
+    side.engine.close()
+
+
+@pytest.mark.parametrize(("solver", "schedule"), EVERY_SAMPLER)
+def test_text_to_image(tiny: Side, solver: str, schedule: str) -> None:
+    request = GenerationRequest(
+        "a cat", 3, 64, 64, negative_prompt="blurred", steps=4, sampler=solver, schedule=schedule
+    )
+    assert_equal_pictures(tiny, request)
+
+
+@pytest.mark.parametrize(("solver", "schedule"), EVERY_SAMPLER)
+def test_image_to_image(tiny: Side, solver: str, schedule: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    request = GenerationRequest(
+        "a cat", 4, 64, 64, steps=5, sampler=solver, schedule=schedule, image=image, strength=0.65
+    )
+    assert_equal_pictures(tiny, request)
+
+
+@pytest.mark.parametrize("sampler", ["euler_a", "ddim"])
+def test_several_pictures_of_an_odd_size(tiny: Side, sampler: str) -> None:
+    request = GenerationRequest("a cat", 5, 136, 72, steps=3, num_images=3, sampler=sampler, schedule="default")
+    assert_equal_pictures(tiny, request)
+
+
+def test_several_pictures_from_one_of_an_odd_size(tiny: Side) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (136, 72, 3), dtype=np.uint8)
+    request = GenerationRequest("a cat", 6, 72, 136, steps=4, num_images=2, sampler="ddpm", schedule="default")
+    assert_equal_pictures(tiny, GenerationRequest(**{**vars(request), "image": image, "strength": 1.0}))
+
+
+def test_without_guidance(tiny: Side) -> None:
+    request = GenerationRequest("a cat", 7, 64, 64, steps=3, guidance_scale=1.0, sampler="heun", schedule="default")
+    assert_equal_pictures(tiny, request)
+
+
+def test_a_prompt_longer_than_the_encoder(tiny: Side) -> None:
+    request = GenerationRequest("many words " * 40, 8, 64, 64, steps=2, sampler="euler", schedule="default")
+    assert_equal_pictures(tiny, request)
+    warnings = tiny.engine.submit(request).result().warnings
+    assert len(warnings) == 1
+    assert "prompt is longer than 75 tokens" in warnings[0]
+
+
+@pytest.mark.full_size
+def test_full_size(tmp_path: Path) -> None:
+    """v1.5's own architecture and tokenizer, on a picture small enough for two cores."""
+    side = Side(tmp_path, FULL, clip_merges())
+    request = GenerationRequest(
+        "a lighthouse at dusk", 9, 72, 64, negative_prompt="people", steps=2, sampler="euler_a", schedule="karras"
+    )
+    image = np.random.default_rng(2).integers(0, 256, (64, 72, 3), dtype=np.uint8)
+    assert_equal_pictures(side, request)
+    assert_equal_pictures(side, GenerationRequest(**{**vars(request), "image": image, "strength": 0.5}))
+    side.engine.close()
