@@ -64,8 +64,8 @@ def training_set(vae: VAE, tokenizer: CLIPTokenizer, count: int) -> tuple[Tensor
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of vae.safetensors and the vocabulary")
-    parser.add_argument("--pictures", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--pictures", type=int, default=29_120)
+    parser.add_argument("--steps", type=int, default=4_500)
     parser.add_argument("--batch", type=int, default=64)
     arguments = parser.parse_args()
     out: Path = arguments.out

@@ -46,19 +46,15 @@ def read_directory(file: BufferedReader, size: int) -> dict[str, Record]:
 
 
 def data_offset(file: BufferedReader, record: Record, size: int) -> int:
-    """The byte offset of a record's data; ModelError unless it is stored as it is and lies within the file."""
+    """The byte offset of a record's data; ModelError unless it is stored plainly, inside the file."""
     if not record.plain:
-        raise ModelError(
-            f"the record {show(record.name)} is compressed or encrypted; PyTorch stores records plainly"
-        )
+        raise ModelError(f"the record {show(record.name)} is compressed or encrypted; PyTorch stores records plainly")
     header = _LOCAL.unpack(_read_at(file, record.header, _LOCAL.size, size))
     if header[0] != b"PK\x03\x04":
         raise ModelError(f"the record {show(record.name)} has no header where the archive's directory says")
     start = record.header + _LOCAL.size + int(header[-2]) + int(header[-1])
     if start + record.size > size:
-        raise ModelError(
-            f"the record {show(record.name)} reaches beyond the file's end: the file is incomplete"
-        )
+        raise ModelError(f"the record {show(record.name)} reaches beyond the file's end: the file is incomplete")
     return start
 
 
@@ -67,9 +63,7 @@ def _find_directory(file: BufferedReader, size: int) -> tuple[int, int]:
     data = _read_at(file, size - tail, tail, size)
     found = data.rfind(b"PK\x05\x06")
     if found < 0 or found + _END.size > tail:
-        raise ModelError(
-            "the archive has no directory at its end: the file is incomplete, copy or download it again"
-        )
+        raise ModelError("the archive has no directory at its end: the file is incomplete, copy or download it again")
     end = _END.unpack_from(data, found)
     length, offset = int(end[5]), int(end[6])
     locator = size - tail + found - _END64_LOCATOR.size

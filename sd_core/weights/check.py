@@ -1,10 +1,12 @@
 """Whether a checkpoint holds exactly the tensors that its architecture asks for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sd_core.contracts import ModelError
 from sd_core.models.clip import CLIPTextEncoder
@@ -14,9 +16,25 @@ from sd_core.weights.detect import Architecture
 from sd_core.weights.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, show, show_some
 
 
+class _WithoutInitialization(TorchFunctionMode):
+    """Leaves new parameters as they are: on the meta device, random numbers would first import a compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def meta_networks(architecture: Architecture) -> tuple[CLIPTextEncoder, UNet, VAE]:
     """The three networks without memory: parameters on the meta device, neither allocated nor initialized."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialization():
         return CLIPTextEncoder(architecture.text), UNet(architecture.unet), VAE(architecture.vae)
 
 

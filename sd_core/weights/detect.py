@@ -43,16 +43,15 @@ def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -
 
     ModelError where the file is of another kind, which is named, or lacks what tells its architecture.
     """
-    kind = foreign.recognize(shapes)
-    if kind is not None:
-        raise ModelError(f"not a Stable Diffusion v1.x checkpoint: it is {kind}")
+    foreign.refuse(shapes)
     names = canonical_names(shapes)
     weights = {name: shapes[stored] for name, stored in names.items()}
     unet = _unet(_Shapes("the UNet", UNET_PREFIX, weights), metadata)
     if unet.context_dim in foreign.CONTEXT_WIDTHS:
         kind = foreign.CONTEXT_WIDTHS[unet.context_dim]
         raise ModelError(
-            f"not a Stable Diffusion v1.x checkpoint: it is {kind} (its UNet attends to width {unet.context_dim})"
+            f"not a Stable Diffusion v1.x checkpoint: it is {kind} "
+            f"(its UNet attends to hidden states of width {unet.context_dim})"
         )
     text = _text(_Shapes("the text encoder", TEXT_PREFIX, weights), metadata)
     vae = _vae(_Shapes("the VAE", VAE_PREFIX, weights), metadata)
@@ -69,8 +68,8 @@ def require_drawable(architecture: Architecture) -> None:
     latent = architecture.vae.z_channels
     if taken == 2 * latent + 1:
         raise ModelError(
-            f"this is an inpainting checkpoint (its UNet takes {taken} channels); only checkpoints whose UNet takes "
-            f"the {latent} latent channels alone can be drawn with"
+            f"this is an inpainting checkpoint (its UNet takes {taken} channels); "
+            f"only checkpoints whose UNet takes the {latent} latent channels alone can be drawn with"
         )
     if (taken, made) != (latent, latent):
         raise ModelError(
@@ -85,9 +84,7 @@ class _Shapes:
     def __init__(self, network: str, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.network, self.prefix = network, prefix
         self.shapes = {
-            name.removeprefix(prefix): tuple(shape)
-            for name, shape in shapes.items()
-            if name.startswith(prefix)
+            name.removeprefix(prefix): tuple(shape) for name, shape in shapes.items() if name.startswith(prefix)
         }
         if not self.shapes:
             hint = "; `python -m builder convert SRC DST --vae FILE` adds one" if prefix == VAE_PREFIX else ""
@@ -117,9 +114,7 @@ class _Shapes:
         """How many entries a list of modules has: numbers from 0 without a gap, whatever lies beyond."""
         found = self.indices(rf"{re.escape(prefix)}\.(\d{{1,6}})\.")
         if len(found) > _MOST:
-            raise ModelError(
-                f"{self.network} has {len(found)} entries in {self.prefix}{prefix}: not a v1.x network"
-            )
+            raise ModelError(f"{self.network} has {len(found)} entries in {self.prefix}{prefix}: not a v1.x network")
         return next(number for number in range(len(found) + 1) if number not in found)
 
 
@@ -133,9 +128,7 @@ def _unet(shapes: _Shapes, metadata: Mapping[str, str]) -> UNetConfig:
     firsts = [1 + level * stride for level in range(len(downsamples) + 1)]
     channels = tuple(shapes.width(f"input_blocks.{first}.0.out_layers.3.weight") for first in firsts)
     attends = shapes.indices(r"input_blocks\.(\d{1,6})\.1\.")
-    levels = tuple(
-        level for level, first in enumerate(firsts) if attends & set(range(first, first + stride - 1))
-    )
+    levels = tuple(level for level, first in enumerate(firsts) if attends & set(range(first, first + stride - 1)))
     heads = _positive(metadata, NUM_HEADS_KEY, UNetConfig.num_heads)
     for width in {channels[level] for level in levels} | {channels[-1]}:
         if width % heads:
@@ -159,8 +152,7 @@ def _text(shapes: _Shapes, metadata: Mapping[str, str]) -> CLIPConfig:
     heads = _positive(metadata, TEXT_HEADS_KEY, max(1, width // 64))
     if width % heads:
         raise ModelError(
-            f"the text encoder's width {width} does not divide into {heads} heads; "
-            f"metadata {TEXT_HEADS_KEY} sets them"
+            f"the text encoder's width {width} does not divide into {heads} heads; metadata {TEXT_HEADS_KEY} sets them"
         )
     return CLIPConfig(
         vocab_size=shapes.dim(tokens, 0, 2),
@@ -197,9 +189,7 @@ def _positive(metadata: Mapping[str, str], key: str, default: int) -> int:
 def _native_size(metadata: Mapping[str, str]) -> int:
     size = _positive(metadata, NATIVE_SIZE_KEY, Architecture.native_size)
     if size % 8 or not 64 <= size <= 2048:
-        raise ModelError(
-            f"metadata {NATIVE_SIZE_KEY} is {size}; pictures are multiples of 8 from 64 to 2048 pixels"
-        )
+        raise ModelError(f"metadata {NATIVE_SIZE_KEY} is {size}; pictures are multiples of 8 from 64 to 2048 pixels")
     return size
 
 

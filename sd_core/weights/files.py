@@ -36,12 +36,20 @@ DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that still lies in its file. `start` is its first element's byte offset; strides are in elements."""
+    """A tensor that still lies in its file. `start` is a byte offset, strides are in elements."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
     stride: tuple[int, ...]
+
+    @property
+    def span_bytes(self) -> int:
+        """Bytes from the first element to the end of the last; none where there are no elements."""
+        if 0 in self.shape:
+            return 0
+        last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        return (last + 1) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -58,21 +66,23 @@ class TensorFile:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: stored.shape for name, stored in self.tensors.items()}
 
-    def read(self, name: str) -> Tensor:
-        """A copy of the tensor in memory of its own, contiguous; ModelError where the file ends before it does."""
+    def read(self, name: str, scratch: Tensor | None = None) -> Tensor:
+        """The tensor, contiguous, in memory of its own or in `scratch`, whose bytes the next read may use again.
+
+        `scratch` is uint8 (n,), n at least the tensor's `span_bytes`. ModelError where the file ends too early.
+        """
         stored = self.tensors[name]
-        if math.prod(stored.shape) == 0:
-            return torch.empty(stored.shape, dtype=stored.dtype)
-        span = 1 + sum((size - 1) * step for size, step in zip(stored.shape, stored.stride, strict=True))
-        elements = torch.empty(span, dtype=stored.dtype)
-        rest = memoryview(elements.view(torch.uint8).numpy())
+        if scratch is None:
+            scratch = torch.empty(stored.span_bytes, dtype=torch.uint8)
+        data = scratch[: stored.span_bytes]
+        rest = memoryview(data.numpy().data)
         self.file.seek(stored.start)
         while rest:
             count = self.file.readinto(rest)
             if not count:
                 raise ModelError(f"{self.path} ends inside the tensor {show(name)}: it is incomplete")
             rest = rest[count:]
-        return elements.as_strided(stored.shape, stored.stride).contiguous()
+        return data.view(stored.dtype).as_strided(stored.shape, stored.stride).contiguous()
 
     def close(self) -> None:
         self.file.close()
@@ -132,7 +142,7 @@ def open_safetensors(path: Path) -> TensorFile:
     if (what := not_a_model(head)) is not None:
         raise ModelError(f"{path} {what}")
     try:
-        with safe_open(path, framework="pt") as checked:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as checked:
             metadata = dict(checked.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
@@ -157,11 +167,10 @@ def _tensors(path: Path, header: dict[str, dict[str, object]], data: int) -> dic
             continue
         dtype = _DTYPES.get(str(entry["dtype"]))
         if dtype is None:
-            raise ModelError(
-                f"{path}: {show(name)} has the dtype {entry['dtype']}, which v1.x networks do not use"
-            )
+            raise ModelError(f"{path}: {show(name)} has the dtype {entry['dtype']}, which v1.x networks do not use")
         shape, offsets = entry["shape"], entry["data_offsets"]
-        assert isinstance(shape, list) and isinstance(offsets, list)
+        assert isinstance(shape, list)
+        assert isinstance(offsets, list)
         size = tuple(int(length) for length in shape)
         tensors[name] = StoredTensor(dtype, size, data + int(offsets[0]), contiguous_stride(size))
     return tensors

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from sd_core.contracts import ModelError
 from sd_core.weights.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, show_some
 
 VAE_ALONE = "a VAE alone"
@@ -50,10 +51,14 @@ def recognize(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     for kind, pattern in _PARTS:
         if any(pattern.match(name) for name in shapes):
             return kind
-    if 1 <= len(shapes) <= 2 and all(
-        len(s) in (1, 2) and s[-1] in (768, 1024, 1280) for s in shapes.values()
-    ):
+    if 1 <= len(shapes) <= 2 and all(len(s) in (1, 2) and s[-1] in (768, 1024, 1280) for s in shapes.values()):
         return "a textual-inversion embedding"
     if not shapes:
         return "a file without tensors"
     return f"not recognized; its {len(shapes)} tensors are {show_some(shapes)}"
+
+
+def refuse(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """ModelError that names what the file is, unless it looks like a v1.x checkpoint."""
+    if (kind := recognize(shapes)) is not None:
+        raise ModelError(f"not a Stable Diffusion v1.x checkpoint: it is {kind}")

@@ -1,4 +1,4 @@
-"""The names in a v1.x checkpoint: which network each belongs to, its one spelling, and what is not a weight."""
+"""The names in a v1.x checkpoint: the network of each, its one spelling, and what is no weight."""
 
 import re
 from collections.abc import Iterable
@@ -13,14 +13,15 @@ EMA_PREFIX = "model_ema."
 _INSIDE_TEXT_MODEL = ("embeddings.", "encoder.", "final_layer_norm.")
 _INSIDE_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
-# What training leaves beside the weights: CompVis' schedule buffers and losses, averages, ids, Lightning's extras.
+# What training leaves beside the weights: CompVis' schedule buffers and losses, averages, ids.
 _EXTRA = re.compile(
     r"""
     (betas | alphas_cumprod(_prev)? | (sqrt|log)_(one_minus_)?(recip(m1)?_)?alphas_cumprod
         | posterior_\w+ | lvlb_weights | logvar | scale_factor)\Z
     | model_ema\. | loss\. | embedding_manager\. | denoiser\. | callbacks\. | optimizer_states\.
     | first_stage_model\.(loss|model_ema)\.
-    | cond_stage_model\.(logit_scale | transformer\.(logit_scale | (text_model\.)?text_projection(\.weight)?))\Z
+    | cond_stage_model\.(transformer\.)?logit_scale\Z
+    | cond_stage_model\.transformer\.(text_model\.)?text_projection(\.weight)?\Z
     | cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids\Z
     """,
     re.VERBOSE,
@@ -47,7 +48,7 @@ def canonical(name: str) -> str:
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
-    """Canonical name -> stored name of everything but the extras; ModelError where two names mean one tensor."""
+    """Canonical name -> stored name of all but the extras; ModelError where two names mean one tensor."""
     spelled: dict[str, str] = {}
     for name in names:
         if is_extra(name):
@@ -59,14 +60,14 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def vae_names(names: Iterable[str]) -> dict[str, str]:
-    """Canonical name -> stored name of the VAE in a file, whether it stands alone (`encoder.*`) or in a checkpoint."""
+    """Canonical name -> stored name of a file's VAE, which stands alone (`encoder.*`) or in a checkpoint."""
     names = list(names)
     prefixed = {name: name for name in names if name.startswith(VAE_PREFIX) and not is_extra(name)}
     return prefixed or {VAE_PREFIX + name: name for name in names if name.startswith(_INSIDE_VAE)}
 
 
 def ema_name(name: str) -> str:
-    """The averaged twin of a UNet weight: LitEma stores `diffusion_model.x.y` as `model_ema.diffusion_modelxy`."""
+    """A UNet weight's average: LitEma keeps `diffusion_model.x.y` as `model_ema.diffusion_modelxy`."""
     return EMA_PREFIX + name.removeprefix("model.").replace(".", "")
 
 

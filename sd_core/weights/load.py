@@ -39,10 +39,11 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, torch
 def load_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Networks:
     """The networks of a v1.x `.safetensors`, every weight on `device` in `dtype`.
 
-    On the CPU, tensors that the file stores in `dtype` stay views of the memory map (private, copy on write): they
-    become resident as they are first used, and the file may be replaced by a rename but not written in place.
-    All others are read and cast one by one, so that no more than one tensor is ever held twice. ModelError where
-    the file is missing, damaged, of another kind, or its tensors are not exactly those of its architecture.
+    On the CPU, tensors that the file stores in `dtype` stay views of the memory map (private, copy on write):
+    they become resident as they are first used, and the file may be replaced by a rename but not written in
+    place. All others are read and cast one by one, so that no more than one tensor is ever held twice.
+    ModelError where the file is missing, damaged, of another kind, or its tensors are not exactly those of
+    its architecture.
     """
     with open_safetensors(path) as file:
         try:
@@ -71,17 +72,19 @@ def _understand(file: TensorFile) -> tuple[Architecture, dict[str, str]]:
     return architecture, names
 
 
-def _read(
-    file: TensorFile, names: dict[str, str], device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
+def _read(file: TensorFile, names: dict[str, str], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     if hasattr(os, "posix_fadvise"):
-        # The kernel fetches the whole file at once, which a network volume serves far faster than page by page.
+        # The kernel then fetches the file in one go: a network volume serves that far faster than pages.
         os.posix_fadvise(file.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    cast = [stored for stored in map(file.tensors.__getitem__, names.values()) if stored.dtype != dtype]
+    # One buffer for all: allocating each anew would leave the heap in pieces between the results.
+    scratch = torch.empty(max((stored.span_bytes for stored in cast), default=0), dtype=torch.uint8)
     tensors: dict[str, Tensor] = {}
-    with safe_open(file.path, framework="pt", device="cpu") as mapped:  # type: ignore[no-untyped-call]
+    with safe_open(file.path, framework="pt", device="cpu") as mapped:
         for name, stored in names.items():
-            # A cast would leave the pages that it read from the map resident beside its result: it reads instead.
-            tensor = mapped.get_tensor(stored) if file.tensors[stored].dtype == dtype else file.read(stored)
+            # A cast of a view would leave the map's pages resident beside its result, so those are read.
+            same = file.tensors[stored].dtype == dtype
+            tensor = mapped.get_tensor(stored) if same else file.read(stored, scratch)
             tensor = tensor.to(device, dtype)
             # Old writers did not pad their header, so a view may lie across element boundaries.
             tensors[name] = tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
@@ -90,4 +93,4 @@ def _read(
 
 def _assign(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     network.load_state_dict(tensors, strict=True, assign=True)
-    network.requires_grad_(False).eval()
+    network.requires_grad_(requires_grad=False).eval()

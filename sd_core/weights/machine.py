@@ -1,8 +1,8 @@
 """A pickle's structure, read without running anything that is in it.
 
 A pickle is a program for a stack machine. The machine here knows its data instructions and an exact list of
-global names; nothing is imported and nothing foreign is called, because a name becomes an inert stand-in and the
-few functions that rebuild tensors are only described. Every other name is refused by that name.
+global names; nothing is imported and nothing foreign is called, because a name becomes an inert stand-in and
+the few functions that rebuild tensors are only described. Every other name is refused by that name.
 Source of the instructions: the standard library's `pickletools`, which documents and splits them.
 """
 
@@ -38,7 +38,7 @@ _ORDERED_DICT = "collections OrderedDict"
 _SIZE = "torch Size"
 _REBUILD_TENSOR = frozenset({"torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2"})
 _REBUILD_PARAMETER = "torch._utils _rebuild_parameter"
-# What Lightning 1.x and numpy leave beside the weights. Their values are never needed, so they are never made.
+# What Lightning 1.x and numpy leave beside the weights: never needed, so never made.
 _INERT = frozenset(
     {
         "_codecs encode",
@@ -56,8 +56,19 @@ _INERT = frozenset(
 _ALLOWED = frozenset({*_STORAGES, _ORDERED_DICT, _SIZE, *_REBUILD_TENSOR, _REBUILD_PARAMETER, *_INERT})
 
 _CONSTANTS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
+    {
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *(
+            "STRING",
+            "BINSTRING",
+            "SHORT_BINSTRING",
+            "UNICODE",
+            "BINUNICODE",
+            "SHORT_BINUNICODE",
+            "BINUNICODE8",
+        ),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    }
 )
 _VALUES: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -95,7 +106,7 @@ class PickledTensor:
 
 
 class Machine:
-    """Runs one pickle. `storages` collects the dtype and number of elements of every storage that it names."""
+    """Runs one pickle. `storages` collects the dtype and length, in elements, of every storage named."""
 
     def __init__(self) -> None:
         self.storages: dict[str, tuple[torch.dtype, int]] = {}
@@ -115,9 +126,7 @@ class Machine:
                 self._spend(1)
                 self._step(opcode.name, argument)
         except (ValueError, TypeError, LookupError, OverflowError, AttributeError) as error:
-            raise ModelError(
-                f"the pickle at byte {start} is damaged ({type(error).__name__}: {error})"
-            ) from error
+            raise ModelError(f"the pickle at byte {start} is damaged ({type(error).__name__}: {error})") from error
         raise ModelError(f"the pickle at byte {start} has no end")
 
     def _spend(self, steps: int) -> None:
@@ -157,7 +166,8 @@ class Machine:
             case "EMPTY_SET":
                 self.stack.append(_Inert())
             case "TUPLE" | "LIST" | "DICT" | "FROZENSET" | "INST" | "OBJ":
-                self.stack.append(self._from_mark(name, self._items(), argument))
+                made = self._from_mark(name, self._items(), argument)
+                self.stack.append(made)
             case "APPEND":
                 self._extend([self.stack.pop()])
             case "APPENDS" | "ADDITEMS":
@@ -177,9 +187,7 @@ class Machine:
                 self.stack.append(_global(str(argument)))
             case "STACK_GLOBAL":
                 attribute, module = self.stack.pop(), self.stack.pop()
-                self.stack.append(
-                    _global(f"{module} {attribute}" if isinstance(module, str) else repr(type(module)))
-                )
+                self.stack.append(_global(f"{module} {attribute}" if isinstance(module, str) else repr(type(module))))
             case "BINPERSID":
                 self.stack.append(self._storage(self.stack.pop()))
             case "REDUCE" | "NEWOBJ":
@@ -277,7 +285,7 @@ class Machine:
         match view:
             case [] | [None]:
                 return Storage(key, dtype, 0, count)
-            case [(_, int(first), int(length))] if 0 <= first and 0 <= length <= count - first:
+            case [(_, int(first), int(length))] if first >= 0 and 0 <= length <= count - first:
                 return Storage(key, dtype, first, length)
         raise ModelError(f"the pickle describes a view that lies outside the storage {show(key)}")
 
@@ -319,9 +327,7 @@ def _tensor(arguments: tuple[object, ...]) -> PickledTensor:
         elements *= size
         last += (size - 1) * step
     if elements and (last >= storage.count or elements > storage.count):
-        raise ModelError(
-            f"a tensor of shape {list(shape)} reaches beyond its storage of {storage.count} elements"
-        )
+        raise ModelError(f"a tensor of shape {list(shape)} reaches beyond its storage of {storage.count} elements")
     return PickledTensor(storage, offset, shape, stride)
 
 

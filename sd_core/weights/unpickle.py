@@ -1,10 +1,11 @@
 """PyTorch's `.ckpt` files, zip and legacy, read without running anything that is in them.
 
-This is the only way in for pickles, and `sd_core.weights.machine` the only thing that reads their instructions.
+This is the only way in for pickles, and `sd_core.weights.machine` alone reads their instructions.
 """
 
 import io
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ BIG_ENDIAN = "it was written on a big-endian machine; write it again on a little
 def read_checkpoint(path: Path) -> TensorFile:
     """The tensors of a `.ckpt` (zip or legacy format), by name, none of them read yet.
 
-    The names are those of the state dict, be it nested under `state_dict` or bare. ModelError where the file is
+    The names are those of the state dict, nested under `state_dict` or bare. ModelError where the file is
     missing, damaged, no checkpoint, or names anything but what checkpoints are made of.
     """
     head = first_bytes(path)
@@ -50,7 +51,7 @@ def read_checkpoint(path: Path) -> TensorFile:
 
 
 def _read_zip(file: io.BufferedReader, size: int) -> tuple[object, dict[str, int]]:
-    """The pickled value, and the byte offset of each of its storages, of an archive of PyTorch 1.6 or later."""
+    """The pickled value, and the byte offset of each of its storages; PyTorch 1.6 and later."""
     records = read_directory(file, size)
     pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -71,13 +72,11 @@ def _read_zip(file: io.BufferedReader, size: int) -> tuple[object, dict[str, int
         if record is None:
             raise ModelError(f"the storage {show(key)} is not in the archive")
         if count * dtype.itemsize > record.size:
-            raise ModelError(
-                f"the storage {show(key)} of {count} elements has only {record.size} bytes in the archive"
-            )
+            raise ModelError(f"the storage {show(key)} of {count} elements has only {record.size} bytes in the archive")
         starts[key] = data_offset(file, record, size)
         spans.append((starts[key], starts[key] + record.size))
     spans.sort()
-    if any(end > start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)):
+    if any(end > start for (_, end), (start, _) in pairwise(spans)):
         raise ModelError("two storages overlap in the archive")
     return root, starts
 
@@ -115,22 +114,18 @@ def _read_legacy(file: io.BufferedReader, size: int) -> tuple[object, dict[str, 
         if position > size:
             raise ModelError(f"it ends inside the storage {show(key)}: the file is incomplete")
         if written != count:
-            raise ModelError(
-                f"the storage {show(key)} has {written} elements, not the {count} that the pickle says"
-            )
+            raise ModelError(f"the storage {show(key)} has {written} elements, not the {count} that the pickle says")
     return root, starts
 
 
 def _named(root: object) -> dict[str, PickledTensor]:
-    """The tensors of the state dict, and, where nothing nests one, those a level deeper under joined names."""
+    """The state dict's tensors; where none is nested, also those one level deeper, names joined."""
     if not isinstance(root, dict):
         raise ModelError("it holds no dictionary of tensors")
     nested = root.get("state_dict")
     state = nested if isinstance(nested, dict) else root
     tensors = {
-        name: value
-        for name, value in state.items()
-        if isinstance(name, str) and isinstance(value, PickledTensor)
+        name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, PickledTensor)
     }
     if state is root:
         for outer, values in root.items():

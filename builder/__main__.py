@@ -1,0 +1,80 @@
+"""`python -m builder`: convert a checkpoint, or say what one is. Exit 0 done, 1 failed, 2 usage."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from builder.convert import convert
+from builder.inspect import inspect
+from builder.source import DTYPES
+from sd_core.contracts import ModelError
+
+_BAR_WIDTH = 40
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        if arguments.command == "inspect":
+            print("\n".join(inspect(arguments.file)))
+        else:
+            destination = arguments.destination or arguments.source.with_suffix(".safetensors")
+            convert(
+                arguments.source,
+                destination,
+                dtype=arguments.dtype,
+                use_ema=arguments.use_ema,
+                vae=arguments.vae,
+                force=arguments.force,
+                progress=_bar if sys.stderr.isatty() else None,
+            )
+            print(destination)
+    except (ModelError, OSError, MemoryError) as error:
+        return _fail(str(error) or type(error).__name__)
+    except KeyboardInterrupt:
+        return _fail("interrupted: nothing was left behind")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m builder", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("convert", help="write a .ckpt or .safetensors as the worker's safetensors")
+    command.add_argument("source", type=Path, metavar="SRC", help="a .ckpt or .safetensors of v1.x")
+    command.add_argument("destination", type=Path, metavar="DST", nargs="?", help="default: beside SRC, .safetensors")
+    command.add_argument("--dtype", choices=DTYPES, help="default: each tensor as stored")
+    command.add_argument("--use-ema", action="store_true", help="take the UNet's averages (model_ema.*)")
+    command.add_argument("--vae", type=Path, metavar="FILE", help="take the VAE from this file")
+    command.add_argument("--force", action="store_true", help="replace a DST that another conversion wrote")
+    command = commands.add_parser("inspect", help="say what a checkpoint file is")
+    command.add_argument("file", type=Path, metavar="FILE")
+    return parser
+
+
+def _terminate(_signum: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends as Ctrl-C does: the temporary file and the lock are removed on the way out."""
+    raise KeyboardInterrupt
+
+
+def _fail(message: str) -> int:
+    """One line, whatever the message holds."""
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(clear + "error: " + " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+def _bar(done: int, total: int) -> None:
+    filled = _BAR_WIDTH * done // max(total, 1)
+    end = "\n" if done >= total else ""
+    bar = "#" * filled + "." * (_BAR_WIDTH - filled)
+    print(f"\r{bar} {done / 1e9:.2f} of {total / 1e9:.2f} GB", end=end, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""A published checkpoint -> the worker's safetensors: prune, check, cast, hash, write atomically."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder import VERSION
+from builder.lock import hold
+from builder.source import DTYPES, Part, dtype_name, open_checkpoint, plan
+from builder.write import remove_partial, write_safetensors
+from sd_core.contracts import ModelError
+from sd_core.weights.detect import OVERRIDES, Architecture
+from sd_core.weights.files import TensorFile, open_safetensors
+
+SOURCE_SHA256_KEY = "sd_core.source_sha256"
+ARCHITECTURE_KEY = "sd_core.architecture"
+DTYPE_KEY = "sd_core.dtype"
+VERSION_KEY = "sd_core.builder_version"
+OPTIONS_KEY = "sd_core.options"
+
+_CHUNK = 8 * 2**20
+
+Progress = Callable[[int, int], None]
+"""Told the bytes done and the bytes in all: those hashed and those written."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    dtype: str | None
+    use_ema: bool
+    vae: Path | None
+    force: bool
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    dtype: str | None = None,
+    use_ema: bool = False,
+    vae: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes the networks of a `.ckpt` or `.safetensors` as safetensors and returns `destination`.
+
+    `dtype` is fp16, bf16 or fp32 (default: each tensor as stored); `use_ema` takes the UNet's averages; `vae`
+    replaces the VAE by another file's. A destination that the same source and options made is kept as it is;
+    another one is replaced only with `force`. One process at a time works on a destination, others wait.
+    ModelError says in one line what is wrong; the destination is then as it was, or absent.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ModelError(f"the dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    _check_paths(source, destination)
+    with _locked(source, destination):
+        return _convert(source, destination, _Options(dtype, use_ema, vae, force), progress)
+
+
+def ensure_converted(source: Path, destination: Path, progress: Progress | None = None) -> Path:
+    """`destination`, converted from `source` unless it is there: for workers that share a volume.
+
+    The first worker converts, the others wait for it and find its file. ModelError as `convert`'s.
+    """
+    if destination.is_file():
+        return destination
+    _check_paths(source, destination)
+    with _locked(source, destination):
+        if destination.is_file():
+            return destination
+        options = _Options(dtype=None, use_ema=False, vae=None, force=False)
+        return _convert(source, destination, options, progress)
+
+
+def sha256(path: Path, done: Callable[[int], None] | None = None) -> str:
+    """The file's SHA-256 in hexadecimal; `done` is told the bytes of each chunk."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if done is not None:
+                done(len(chunk))
+    return digest.hexdigest()
+
+
+def _check_paths(source: Path, destination: Path) -> None:
+    if not source.exists():
+        raise ModelError(f"{source} does not exist")
+    if destination.exists() and destination.samefile(source):
+        raise ModelError(f"{destination} is the source itself: name another destination")
+    if destination.is_dir():
+        raise ModelError(f"{destination} is a directory: name the file to write")
+    if not destination.parent.is_dir():
+        raise ModelError(f"{destination.parent}, where the result is to be written, is no directory")
+
+
+@contextlib.contextmanager
+def _locked(source: Path, destination: Path) -> Iterator[None]:
+    """The destination's lock; errors of the operating system become the one line that a user reads."""
+    try:
+        with hold(destination.with_name(f".{destination.name}.lock")):
+            remove_partial(destination)
+            yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ModelError(f"{source} could not be converted to {destination}: {reason}") from error
+
+
+def _convert(source: Path, destination: Path, options: _Options, progress: Progress | None) -> Path:
+    with contextlib.ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(source))
+        vae = stack.enter_context(open_checkpoint(options.vae)) if options.vae is not None else None
+        dtype = DTYPES[options.dtype] if options.dtype is not None else None
+        try:
+            architecture, parts = plan(checkpoint, vae, dtype, use_ema=options.use_ema)
+        except ModelError as error:
+            raise ModelError(f"{source}: {error}") from None
+        before = _state(checkpoint)
+        report = _counter([source, options.vae], parts, progress)
+        metadata = _metadata(
+            source_sha256=sha256(source, report),
+            vae_sha256=sha256(options.vae, report) if options.vae is not None else None,
+            architecture=architecture,
+            parts=parts,
+            options=options,
+            carried={key: value for key, value in checkpoint.metadata.items() if key in OVERRIDES},
+        )
+        if destination.exists() and not options.force:
+            _require_same(destination, metadata)
+            return destination
+        write_safetensors(destination, parts, metadata, report, lambda: _require_unchanged(checkpoint, before))
+    return destination
+
+
+def _state(file: TensorFile) -> tuple[int, int]:
+    status = os.fstat(file.file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _require_unchanged(file: TensorFile, before: tuple[int, int]) -> None:
+    if _state(file) != before:
+        raise ModelError(f"{file.path} was changed while it was converted: nothing was kept, run it again")
+
+
+def _counter(hashed: list[Path | None], parts: list[Part], progress: Progress | None) -> Callable[[int], None]:
+    """A function that adds up bytes and reports the sum."""
+    total = sum(path.stat().st_size for path in hashed if path is not None) + sum(part.size for part in parts)
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    return report
+
+
+def _metadata(
+    *,
+    source_sha256: str,
+    vae_sha256: str | None,
+    architecture: Architecture,
+    parts: list[Part],
+    options: _Options,
+    carried: Mapping[str, str],
+) -> dict[str, str]:
+    chosen = {"dtype": options.dtype, "use_ema": options.use_ema, "vae_sha256": vae_sha256}
+    return {
+        "format": "pt",
+        **carried,
+        SOURCE_SHA256_KEY: source_sha256,
+        ARCHITECTURE_KEY: json.dumps(dataclasses.asdict(architecture)),
+        DTYPE_KEY: dtype_name(part.dtype for part in parts),
+        VERSION_KEY: VERSION,
+        OPTIONS_KEY: json.dumps(chosen),
+    }
+
+
+def _require_same(destination: Path, metadata: Mapping[str, str]) -> None:
+    """ModelError unless the file that is there was made from the same source in the same way."""
+    try:
+        with open_safetensors(destination) as file:
+            found = file.metadata
+    except ModelError as error:
+        raise ModelError(f"{error}; --force replaces it") from None
+    if any(found.get(key) != metadata[key] for key in (SOURCE_SHA256_KEY, VERSION_KEY, OPTIONS_KEY)):
+        raise ModelError(
+            f"{destination} exists and was made from another source or with other options; --force replaces it"
+        )

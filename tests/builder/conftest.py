@@ -1,0 +1,67 @@
+"""A tiny checkpoint of v1.x's layout, as it is published: a `.ckpt` with all that training leaves in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sd_core.models.clip import CLIPConfig
+from sd_core.models.unet import UNetConfig
+from sd_core.models.vae import VAEConfig
+from sd_core.weights.check import expected_shapes
+from sd_core.weights.detect import Architecture
+from sd_core.weights.keys import ema_name
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Architecture:
+    return Architecture(
+        text=CLIPConfig(vocab_size=100, width=32, layers=2, heads=1, mlp_width=64),
+        unet=UNetConfig(channels=(32, 64), num_res_blocks=1, attention_levels=(0,), context_dim=32),
+        vae=VAEConfig(channels=(32, 32, 64, 64), num_res_blocks=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def state(tiny: Architecture) -> dict[str, Tensor]:
+    """Seeded float32 weights by checkpoint name; not to be changed in place."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(tiny).items()}
+
+
+@pytest.fixture(scope="session")
+def published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights as a training run publishes them: older names, averages, schedule buffers, losses."""
+    averages = {ema_name(name): tensor + 1 for name, tensor in state.items() if name.startswith("model.")}
+    return {
+        **{name.replace("text_model.", ""): tensor for name, tensor in state.items()},
+        **averages,
+        "model_ema.decay": torch.tensor(0.9999),
+        "model_ema.num_updates": torch.tensor(470_000, dtype=torch.int32),
+        "betas": torch.zeros(1000),
+        "alphas_cumprod": torch.zeros(1000),
+        "sqrt_one_minus_alphas_cumprod": torch.zeros(1000),
+        "first_stage_model.loss.logvar": torch.zeros(()),
+        "cond_stage_model.transformer.embeddings.position_ids": torch.arange(77)[None],
+        "some_tool.leftover": torch.zeros(3),
+    }
+
+
+@pytest.fixture
+def source(tmp_path: Path, published: dict[str, Tensor]) -> Path:
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": published, "epoch": 1, "optimizer_states": [{}]}, path)
+    return path
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a state dict as a `.ckpt` of the given name and returns its path."""
+
+    def write(tensors: dict[str, Tensor], name: str = "model.ckpt") -> Path:
+        torch.save({"state_dict": tensors}, tmp_path / name)
+        return tmp_path / name
+
+    return write

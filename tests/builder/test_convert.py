@@ -1,0 +1,534 @@
+"""Conversions: what is written, what is refused, and that nothing half-written ever stands at the destination."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from builder import VERSION
+from builder import convert as convert_module
+from builder import write as write_module
+from builder.convert import convert, ensure_converted
+from builder.lock import hold
+from builder.source import Part
+from sd_core.contracts import ModelError
+from sd_core.models.clip import CLIPConfig
+from sd_core.models.unet import UNetConfig
+from sd_core.models.vae import VAEConfig
+from sd_core.weights.check import expected_shapes
+from sd_core.weights.detect import Architecture
+from sd_core.weights.load import load_networks
+
+State = dict[str, Tensor]
+Save = Callable[..., Path]
+VAE = "first_stage_model."
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder / "model.safetensors"
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+def same(found: State, expected: State) -> bool:
+    return found.keys() == expected.keys() and all(
+        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in expected.items()
+    )
+
+
+# What is written
+
+
+@pytest.mark.parametrize("nested", [True, False], ids=["nested", "bare"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_published_checkpoint_becomes_exactly_the_networks(
+    published: State, state: State, tmp_path: Path, destination: Path, nested: bool, zipped: bool
+) -> None:
+    source = tmp_path / "model.ckpt"
+    content = {"state_dict": published, "epoch": 3} if nested else published
+    torch.save(content, source, _use_new_zipfile_serialization=zipped)
+    assert convert(source, destination) == destination
+    assert same(load_file(destination), state)
+    assert names(destination.parent) == [destination.name]
+
+
+def test_the_result_loads_and_is_of_the_sources_architecture(
+    source: Path, destination: Path, tiny: Architecture
+) -> None:
+    convert(source, destination)
+    networks = load_networks(destination, torch.device("cpu"), torch.float32)
+    assert networks.architecture == tiny
+
+
+def test_the_metadata_says_where_the_file_comes_from(source: Path, destination: Path, tiny: Architecture) -> None:
+    convert(source, destination, dtype="fp16")
+    metadata = metadata_of(destination)
+    assert metadata["format"] == "pt"
+    assert metadata["sd_core.source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert metadata["sd_core.dtype"] == "fp16"
+    assert metadata["sd_core.builder_version"] == VERSION
+    architecture = json.loads(metadata["sd_core.architecture"])
+    assert tuple(architecture["unet"]["channels"]) == tiny.unet.channels
+    assert architecture["native_size"] == 512
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_a_dtype_is_given_to_every_tensor(
+    source: Path, destination: Path, state: State, name: str, dtype: torch.dtype
+) -> None:
+    convert(source, destination, dtype=name)
+    assert same(load_file(destination), {name: tensor.to(dtype) for name, tensor in state.items()})
+
+
+def test_without_a_dtype_each_tensor_stays_as_stored(save: Save, destination: Path, state: State) -> None:
+    mixed = {name: tensor.half() if "attn" in name else tensor for name, tensor in state.items()}
+    convert(save(mixed), destination)
+    assert same(load_file(destination), mixed)
+    assert metadata_of(destination)["sd_core.dtype"] == "mixed (fp16, fp32)"
+
+
+def test_eight_bit_floats_are_widened(tmp_path: Path, destination: Path, state: State) -> None:
+    source = tmp_path / "small.safetensors"
+    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()}
+    save_file(small, source)
+    assert same(load_file(convert(source, destination)), small)
+    convert(source, destination, dtype="fp16", force=True)
+    assert same(load_file(destination), {name: tensor.half() for name, tensor in small.items()})
+
+
+def test_averages_are_taken_by_choice(source: Path, destination: Path, state: State) -> None:
+    convert(source, destination, use_ema=True)
+    expected = {name: tensor + 1 if name.startswith("model.") else tensor for name, tensor in state.items()}
+    assert same(load_file(destination), expected)
+
+
+def test_a_safetensors_source_keeps_what_its_metadata_says(tmp_path: Path, state: State, destination: Path) -> None:
+    source = tmp_path / "model.safetensors"
+    save_file(state, source, {"sd_core.native_size": "128", "sd_core.num_heads": "4", "other": "x"})
+    convert(source, destination)
+    metadata = metadata_of(destination)
+    assert metadata["sd_core.native_size"] == "128"
+    assert metadata["sd_core.num_heads"] == "4"
+    assert "other" not in metadata
+    assert same(load_file(destination), state)
+    assert load_networks(destination, torch.device("cpu"), torch.float32).architecture.native_size == 128
+
+
+@pytest.mark.parametrize("form", ["bare", "prefixed", "checkpoint"])
+def test_the_vae_may_come_from_another_file(
+    source: Path, destination: Path, state: State, tmp_path: Path, form: str
+) -> None:
+    other = {name: tensor * 2 for name, tensor in state.items() if name.startswith(VAE)}
+    vae = tmp_path / "vae.file"
+    if form == "bare":
+        torch.save(
+            {"state_dict": {n.removeprefix(VAE): t for n, t in other.items()} | {"loss.logvar": torch.zeros(1)}}, vae
+        )
+    elif form == "prefixed":
+        save_file(other, vae)
+    else:
+        save_file({name: tensor * 2 for name, tensor in state.items()}, vae)
+    convert(source, destination, vae=vae)
+    assert same(load_file(destination), state | other)
+
+
+def test_a_checkpoint_without_a_vae_is_mended_with_one(
+    save: Save, destination: Path, state: State, tmp_path: Path
+) -> None:
+    source = save({name: tensor for name, tensor in state.items() if not name.startswith(VAE)})
+    with pytest.raises(ModelError, match=r"lacks the VAE.*--vae FILE"):
+        convert(source, destination)
+    vae = tmp_path / "vae.safetensors"
+    save_file({name: tensor for name, tensor in state.items() if name.startswith(VAE)}, vae)
+    convert(source, destination, vae=vae)
+    assert same(load_file(destination), state)
+
+
+def test_tensors_begin_where_vector_instructions_like_it(source: Path, destination: Path) -> None:
+    convert(source, destination)
+    assert (8 + int.from_bytes(destination.read_bytes()[:8], "little")) % 64 == 0
+
+
+def test_others_may_read_the_result(source: Path, destination: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        convert(source, destination)
+    finally:
+        os.umask(before)
+    assert destination.stat().st_mode & 0o777 == 0o644
+
+
+def test_progress_counts_the_bytes_hashed_and_written(source: Path, destination: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    convert(source, destination, progress=lambda done, total: calls.append((done, total)))
+    done, total = calls[-1]
+    assert done == total > source.stat().st_size
+    assert [call[0] for call in calls] == sorted(call[0] for call in calls)
+    assert {call[1] for call in calls} == {total}
+
+
+# Again, and over what is there
+
+
+def identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def test_the_same_conversion_again_keeps_the_file(source: Path, destination: Path) -> None:
+    before = identity(convert(source, destination, dtype="fp16"))
+    assert identity(convert(source, destination, dtype="fp16")) == before
+    assert identity(convert(source, destination, dtype="fp16", force=True)) != before
+
+
+@pytest.mark.parametrize("options", [{"dtype": "fp16"}, {"use_ema": True}, {"vae": True}])
+def test_other_options_need_force(source: Path, destination: Path, state: State, options: dict[str, object]) -> None:
+    if "vae" in options:
+        options = {"vae": source.with_name("vae.safetensors")}
+        save_file({name: tensor for name, tensor in state.items() if name.startswith(VAE)}, options["vae"])
+    before = identity(convert(source, destination))
+    with pytest.raises(ModelError, match="other options; --force replaces it"):
+        convert(source, destination, **options)  # type: ignore[arg-type]
+    assert identity(destination) == before
+    convert(source, destination, **options, force=True)  # type: ignore[arg-type]
+    assert identity(destination) != before
+
+
+def test_another_source_needs_force(source: Path, destination: Path, save: Save, state: State) -> None:
+    convert(source, destination)
+    with pytest.raises(ModelError, match="another source"):
+        convert(save(state, "other.ckpt"), destination)
+
+
+@pytest.mark.parametrize("content", [b"", b"something of the user's own"])
+def test_a_file_that_is_no_model_needs_force(source: Path, destination: Path, content: bytes) -> None:
+    destination.write_bytes(content)
+    with pytest.raises(ModelError, match="--force replaces it"):
+        convert(source, destination)
+    assert destination.read_bytes() == content
+    convert(source, destination, force=True)
+    assert metadata_of(destination)
+
+
+# What is refused
+
+
+def test_paths_are_checked_first(source: Path, destination: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(source)
+    cases = [
+        (tmp_path / "none.ckpt", destination, "does not exist"),
+        (source, source, "is the source itself"),
+        (source, link, "is the source itself"),
+        (source, tmp_path / "out", "is a directory"),
+        (source, tmp_path / "nowhere" / "x.safetensors", "is no directory"),
+        (tmp_path, destination, "is a directory"),
+    ]
+    for given, to, message in cases:
+        with pytest.raises(ModelError, match=message):
+            convert(given, to)
+    assert names(destination.parent) == []
+
+
+def test_an_unknown_dtype_is_named(source: Path, destination: Path) -> None:
+    with pytest.raises(ModelError, match="'int8' is none of fp16, bf16, fp32"):
+        convert(source, destination, dtype="int8")
+
+
+UNET = "model.diffusion_model."
+CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
+    "missing": (lambda s: s.pop(UNET + "out.0.bias"), r"1 missing .*out\.0\.bias"),
+    "misshaped": (lambda s: s.update({UNET + "out.0.bias": torch.zeros(7)}), r"is \[7\], not \[32\]"),
+    "unknown": (lambda s: s.update({UNET + "odd.bias": torch.zeros(7)}), r"1 unexpected .*odd\.bias"),
+    "whole numbers": (lambda s: s.update({UNET + "out.0.bias": torch.arange(32)}), "torch.int64, not floating"),
+    "NaN": (lambda s: s.update({UNET + "out.0.bias": torch.full((32,), torch.nan)}), "NaN or infinities"),
+    "SDXL": (lambda s: s.update({"conditioner.embedders.0.x": torch.zeros(1)}), "Stable Diffusion XL"),
+    "SD 2": (lambda s: s.update({"cond_stage_model.model.ln_final.bias": torch.zeros(1)}), r"Stable Diffusion 2\.x"),
+    "LoRA": (
+        lambda s: (s.clear(), s.update({"lora_unet_x.lora_up.weight": torch.zeros(1, 1)})),
+        "a LoRA",
+    ),
+    "two names": (
+        lambda s: s.update({"cond_stage_model.transformer.final_layer_norm.bias": torch.zeros(32)}),
+        "two names",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_source_of_other_tensors_is_refused(
+    save: Save, state: State, destination: Path, change: Callable[[State], object], message: str
+) -> None:
+    changed = dict(state)
+    change(changed)
+    with pytest.raises(ModelError, match=message):
+        convert(save(changed), destination)
+    assert names(destination.parent) == []
+
+
+def test_numbers_beyond_half_precision_are_named(save: Save, state: State, destination: Path) -> None:
+    source = save(state | {UNET + "out.0.bias": torch.full((32,), 1e6)})
+    with pytest.raises(ModelError, match=r"out\.0\.bias holds numbers up to 1e\+06, beyond the range of fp16"):
+        convert(source, destination, dtype="fp16")
+    assert names(destination.parent) == []
+    convert(source, destination, dtype="bf16")
+
+
+def test_missing_averages_are_named(save: Save, published: State, state: State, destination: Path) -> None:
+    with pytest.raises(ModelError, match="no EMA weights: convert it without --use-ema"):
+        convert(save(state), destination, use_ema=True)
+    partial = dict(published)
+    del partial["model_ema.diffusion_modelout0bias"]
+    with pytest.raises(ModelError, match=r"no model_ema\.diffusion_modelout0bias"):
+        convert(save(partial), destination, use_ema=True)
+
+
+def test_a_file_without_a_vae_is_no_vae(source: Path, destination: Path, tmp_path: Path, state: State) -> None:
+    cases: list[tuple[State, str]] = [
+        ({"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "a VAE in diffusers' layout"),
+        ({n: t for n, t in state.items() if not n.startswith(VAE)}, "it holds no VAE"),
+    ]
+    for tensors, message in cases:
+        vae = tmp_path / "vae.safetensors"
+        save_file(tensors, vae)
+        with pytest.raises(ModelError, match=message):
+            convert(source, destination, vae=vae)
+    with pytest.raises(ModelError, match="does not exist"):
+        convert(source, destination, vae=tmp_path / "none")
+
+
+def test_a_vae_of_other_latents_does_not_fit(
+    source: Path, destination: Path, tmp_path: Path, tiny: Architecture
+) -> None:
+    other = Architecture(tiny.text, tiny.unet, VAEConfig(z_channels=16, channels=(32,), num_res_blocks=1))
+    vae = tmp_path / "vae.safetensors"
+    save_file({n: torch.zeros(s) for n, s in expected_shapes(other).items() if n.startswith(VAE)}, vae)
+    with pytest.raises(ModelError, match="the VAE's latents have 16 channels, the UNet's 4"):
+        convert(source, destination, vae=vae)
+
+
+def test_hostile_pickles_run_nothing(tmp_path: Path, destination: Path) -> None:
+    marker = tmp_path / "marker"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+            return open, (str(marker), "w")
+
+    source = tmp_path / "evil.ckpt"
+    torch.save({"state_dict": {"a": Evil()}}, source)
+    with pytest.raises(ModelError, match=r"io\.open.*nothing in the file was run"):
+        convert(source, destination)
+    assert not marker.exists()
+
+
+# Failure and death
+
+
+def test_a_full_disk_leaves_nothing(source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write_module.os, "fsync", full)
+        with pytest.raises(ModelError, match="No space left on device"):
+            convert(source, destination)
+    assert names(destination.parent) == []
+    convert(source, destination)
+
+
+def test_a_failed_replacement_leaves_the_old_file(
+    source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = identity(convert(source, destination))
+
+    def broken(part: Part) -> Tensor:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Part, "read", broken)
+    with pytest.raises(ModelError, match="Input/output error"):
+        convert(source, destination, dtype="fp16", force=True)
+    assert identity(destination) == before
+    assert names(destination.parent) == [destination.name]
+
+
+def test_a_source_that_changes_meanwhile_is_not_trusted(
+    source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = convert_module.sha256
+
+    def touching(path: Path, done: Callable[[int], None] | None = None) -> str:
+        digest = real(path, done)
+        os.utime(path, ns=(1, 1))
+        return digest
+
+    monkeypatch.setattr(convert_module, "sha256", touching)
+    with pytest.raises(ModelError, match="was changed while it was converted"):
+        convert(source, destination)
+    assert names(destination.parent) == []
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from builder.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.exit(main(["convert", *sys.argv[1:]]))
+"""
+
+SLOW = """
+import sys, time
+from builder import write
+from builder.__main__ import main
+from builder.source import Part
+real = Part.read
+def slow(part):
+    time.sleep(0.05)
+    return real(part)
+Part.read = slow
+sys.exit(main(["convert", *sys.argv[1:]]))
+"""
+
+
+def test_a_file_size_limit_ends_in_one_line(source: Path, destination: Path) -> None:
+    command = [sys.executable, "-c", LIMITED, str(source), str(destination)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr
+    assert names(destination.parent) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_conversion_leaves_nothing_and_runs_again(
+    source: Path, destination: Path, state: State, how: signal.Signals
+) -> None:
+    folder = destination.parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(source), str(destination)], stderr=subprocess.PIPE, text=True
+    )
+    while not any(path.name.endswith(".partial") and path.stat().st_size for path in folder.iterdir()):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, errors = process.communicate()
+    assert not destination.exists()
+    if how != signal.SIGKILL:
+        assert process.returncode == 1
+        assert errors == "error: interrupted: nothing was left behind\n"
+        assert names(folder) == []
+    convert(source, destination)
+    assert names(folder) == [destination.name]
+    assert same(load_file(destination), state)
+
+
+# Several at once
+
+
+def test_one_converts_and_the_others_wait(source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[Path] = []
+    real = convert_module.write_safetensors
+
+    def counted(path: Path, *others: object) -> None:
+        writes.append(path)
+        real(path, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(convert_module, "write_safetensors", counted)
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(ensure_converted(source, destination))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [destination] * 4
+    assert writes == [destination]
+
+
+def test_processes_that_meet_write_once(source: Path, destination: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from builder.convert import ensure_converted\n"
+        "print(ensure_converted(Path(sys.argv[1]), Path(sys.argv[2])).stat().st_ino)"
+    )
+    command = [sys.executable, "-c", code, str(source), str(destination)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    inodes = [process.communicate()[0].strip() for process in processes]
+    assert inodes == [str(destination.stat().st_ino)] * 2
+    assert names(destination.parent) == [destination.name]
+
+
+def test_what_is_there_is_enough_for_a_worker(tmp_path: Path, destination: Path) -> None:
+    destination.write_bytes(b"whatever it is")
+    assert ensure_converted(tmp_path / "gone.ckpt", destination) == destination
+    destination.unlink()
+    with pytest.raises(ModelError, match="does not exist"):
+        ensure_converted(tmp_path / "gone.ckpt", destination)
+
+
+def test_a_live_conversions_file_is_left_alone(source: Path, destination: Path) -> None:
+    partial = destination.with_name(f".{destination.name}.0123.partial")
+    partial.write_bytes(b"being written")
+    lock = destination.with_name(f".{destination.name}.lock")
+    waiting = threading.Thread(target=convert, args=(source, destination))
+    with hold(lock):
+        waiting.start()
+        time.sleep(0.3)
+        assert partial.exists()
+        assert not destination.exists()
+    waiting.join()
+    assert not partial.exists()
+    assert destination.exists()
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from builder.convert import convert
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+convert(Path(sys.argv[1]), Path(sys.argv[2]), dtype=sys.argv[3])
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_memory_is_a_few_tensors(tmp_path: Path, destination: Path, suffix: str) -> None:
+    """Far below the bound of what is written plus 1 GB, which a file small enough for a test could not reach."""
+    architecture = Architecture(
+        text=CLIPConfig(vocab_size=5_000, width=768, layers=2, mlp_width=3072),
+        unet=UNetConfig(channels=(32, 320), num_res_blocks=1, attention_levels=(1,)),
+        vae=VAEConfig(channels=(32, 256), num_res_blocks=1),
+    )
+    weights = {name: torch.zeros(shape) for name, shape in expected_shapes(architecture).items()}
+    source = tmp_path / f"model.{suffix}"
+    torch.save(weights, source) if suffix == "ckpt" else save_file(weights, source)
+    largest = max(tensor.nbytes for tensor in weights.values())
+    whole = source.stat().st_size
+    command = [sys.executable, "-c", MEASURE, str(source), str(destination), "fp16"]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert whole > 150e6
+    assert peak < 2 * largest + 60e6 < 0.6 * whole
