@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from bench.random_weights import FULL, TINY, random_state_dict, write_checkpoint
+from bench.random_weights import FULL, TINY, write_checkpoint
 from bench.tokenizer_files import clip_merges, write_tokenizer
 from sd_core.pipeline.model import DTYPES, StableDiffusion, choose_device, choose_dtype
+from sd_core.weights.detect import Architecture
 
 PACKAGES = ("torch", "diffusers", "transformers", "runpod")
 
@@ -43,7 +45,7 @@ class RandomModel:
     """A random fp16 checkpoint with its tokenizer, in a directory that a worker can be pointed at."""
 
     directory: Path
-    tiny: bool
+    architecture: Architecture
 
     @property
     def checkpoint(self) -> Path:
@@ -52,11 +54,16 @@ class RandomModel:
     def load(self, options: Options) -> StableDiffusion:
         return StableDiffusion.load(self.checkpoint, self.directory, str(options.device), options.dtype)
 
-    def weights(self, options: Options, prefix: str) -> dict[str, Tensor]:
-        """The tensors below a prefix, under their full names, in the measured dtype: copies of their own."""
-        architecture = TINY if self.tiny else FULL
-        stored = {name: tensor.half() for name, tensor in random_state_dict(architecture, prefix).items()}
-        return {name: tensor.to(options.device, options.torch_dtype) for name, tensor in stored.items()}
+    def weights(
+        self, prefix: str = "", device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors below a prefix under their full names: views of the file, unless another dtype or device asks."""
+        with safe_open(self.checkpoint, framework="pt", device="cpu") as file:  # type: ignore[no-untyped-call]
+            return {
+                name: file.get_tensor(name).to(device=device, dtype=dtype)
+                for name in file.keys()  # noqa: SIM118 - not a dict
+                if name.startswith(prefix)
+            }
 
 
 def parse(description: str, argv: Sequence[str] | None, rounds: int) -> Options:
@@ -80,11 +87,11 @@ def parse(description: str, argv: Sequence[str] | None, rounds: int) -> Options:
 
 def random_model(options: Options) -> RandomModel:
     """The random model of v1.5's size, or a tiny one, written when it is first asked for."""
-    model = RandomModel(options.cache / ("tiny" if options.tiny else "full"), options.tiny)
+    model = RandomModel(options.cache / ("tiny" if options.tiny else "full"), TINY if options.tiny else FULL)
     if not model.checkpoint.exists():
         write_tokenizer(model.directory, [] if options.tiny else clip_merges())
         half_written = model.checkpoint.with_suffix(".part")
-        write_checkpoint(half_written, TINY if options.tiny else FULL)
+        write_checkpoint(half_written, model.architecture)
         half_written.rename(model.checkpoint)
     return model
 

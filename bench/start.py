@@ -6,6 +6,7 @@ own layout, from the same disk: ready is when that returns. Both find the files 
 that imports torch alone: what is held beyond it is the model.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from typing import Any
 import psutil
 
 from bench.common import Options, RandomModel, parse, random_model, ratio, report, summary
-from bench.random_weights import FULL, TINY, random_state_dict
 from bench.reference import reference_pipeline
 from sd_core.weights.check import expected_shapes
 
@@ -54,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     resident: dict[str, list[float]] = {name: [] for name in sides}
-    for round_number in range(-1, options.rounds):  # the first round brings the files into the page cache
+    warm_up = 0 if options.tiny else 1  # brings the files into the page cache
+    for round_number in range(-warm_up, options.rounds):
         for name, start in sides.items():
             spent, held = start()
             if round_number >= 0:
                 seconds[name].append(spent)
                 resident[name].append(held / 1e6)
-    weights = _weight_bytes(options) / 1e6
+    weights = _weight_bytes(model, options) / 1e6
     beyond_torch = summary(resident["ours"])["median"] - summary(resident["torch"])["median"]
     return report(
         "start",
@@ -73,26 +74,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
 
 
-def _weight_bytes(options: Options) -> int:
-    parameters = sum(_count(shape) for shape in expected_shapes(TINY if options.tiny else FULL).values())
-    return parameters * options.torch_dtype.itemsize
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+def _weight_bytes(model: RandomModel, options: Options) -> int:
+    shapes = expected_shapes(model.architecture).values()
+    return sum(math.prod(shape) for shape in shapes) * options.torch_dtype.itemsize
 
 
 def _diffusers_folder(model: RandomModel) -> Path:
     """The same weights, as diffusers saves them in float16."""
     folder = model.directory / "diffusers"
     if not folder.exists():
-        architecture = TINY if model.tiny else FULL
-        weights = {name: tensor.half() for name, tensor in random_state_dict(architecture).items()}
         half_written = model.directory / "diffusers.part"
-        reference_pipeline(weights, architecture, model.directory).save_pretrained(half_written)
+        reference_pipeline(model.weights(), model.architecture, model.directory).save_pretrained(half_written)
         half_written.rename(folder)
     return folder
 

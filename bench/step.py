@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from bench.common import parse, random_model, ratio, relative_difference, report, summary, time_in_turn
-from bench.random_weights import FULL, TINY
 from bench.reference import reference_unet
 from sd_core.weights.keys import UNET_PREFIX
 
@@ -15,14 +14,13 @@ from sd_core.weights.keys import UNET_PREFIX
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(__doc__ or "", argv, rounds=10)
     model = random_model(options)
-    architecture = TINY if options.tiny else FULL
     unet = model.load(options).networks.unet
-    theirs = reference_unet(model.weights(options, UNET_PREFIX), architecture.unet)
+    theirs = reference_unet(model.weights(UNET_PREFIX, options.device, options.torch_dtype), model.architecture.unet)
 
     side = 8 if options.tiny else 64
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 4, side, side, generator=generator).expand(2, -1, -1, -1).to(options.device)
-    context = torch.randn(2, 77, architecture.unet.context_dim, generator=generator)
+    context = torch.randn(2, 77, model.architecture.unet.context_dim, generator=generator)
     context = context.to(options.device, options.torch_dtype)
     timesteps = torch.tensor([500.0, 500.0], device=options.device)
     typed = latents.to(options.torch_dtype)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from bench.common import parse, random_model, ratio, relative_difference, report, summary, time_in_turn
-from bench.random_weights import FULL, TINY
 from bench.reference import reference_text_encoder
 from sd_core.weights.keys import TEXT_PREFIX
 
@@ -15,12 +14,13 @@ from sd_core.weights.keys import TEXT_PREFIX
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(__doc__ or "", argv, rounds=30)
     model = random_model(options)
-    architecture = TINY if options.tiny else FULL
     encoder = model.load(options).networks.text_encoder
-    theirs = reference_text_encoder(model.weights(options, TEXT_PREFIX), architecture.text).to(options.device)
+    theirs = reference_text_encoder(
+        model.weights(TEXT_PREFIX, options.device, options.torch_dtype), model.architecture.text
+    ).to(options.device)
 
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, architecture.text.vocab_size, (2, 77), generator=generator).to(options.device)
+    ids = torch.randint(0, model.architecture.text.vocab_size, (2, 77), generator=generator).to(options.device)
 
     def ours_call() -> torch.Tensor:
         states: torch.Tensor = encoder(ids)

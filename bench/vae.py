@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from bench.common import parse, random_model, ratio, relative_difference, report, summary, time_in_turn
-from bench.random_weights import FULL, TINY
 from bench.reference import reference_vae
 from sd_core.weights.keys import VAE_PREFIX
 
@@ -15,13 +14,12 @@ from sd_core.weights.keys import VAE_PREFIX
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(__doc__ or "", argv, rounds=7)
     model = random_model(options)
-    architecture = TINY if options.tiny else FULL
     vae = model.load(options).networks.vae
-    theirs = reference_vae(model.weights(options, VAE_PREFIX), architecture.vae)
+    theirs = reference_vae(model.weights(VAE_PREFIX, options.device, options.torch_dtype), model.architecture.vae)
 
     side = 8 if options.tiny else 64
     latents = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0)).to(options.device)
-    unscaled = (latents / architecture.vae.scale_factor).to(options.torch_dtype)
+    unscaled = (latents / model.architecture.vae.scale_factor).to(options.torch_dtype)
 
     def ours_call() -> torch.Tensor:
         return vae.decode(latents)

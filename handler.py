@@ -1,0 +1,57 @@
+"""RunPod's way in: importing this module loads and warms the model, running it starts the SDK.
+
+`python handler.py` draws test_input.json, with `--test_input '{"input": {...}}'` what is given there. With
+`--rp_serve_api` it serves /run, /runsync and /status. On the platform it takes jobs from the queue.
+"""
+
+import functools
+import importlib
+import multiprocessing
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worker.job import Service
+
+
+@functools.cache
+def service() -> "Service":
+    """The one warmed worker of this process. Ends the process with one message where there can be none."""
+    from worker.settings import SettingsError, read_settings
+    from worker.startup import StartupError, start
+
+    try:
+        return start(read_settings())
+    except (SettingsError, StartupError) as error:
+        sys.exit(str(error))
+
+
+async def handler(job: dict[str, Any]) -> dict[str, Any]:
+    """`{"id": ..., "input": {...}}`, as the platform delivers a job -> its response, a bad job's too."""
+    from worker.job import run_job
+
+    return await run_job(job, service())
+
+
+def main() -> None:
+    import runpod.serverless
+    from runpod.serverless.modules.rp_logger import RunPodLogger
+
+    from worker.log import configure_sdk
+
+    settings = service().settings
+    configure_sdk(RunPodLogger(), settings.log_level)
+    # Constant: at every change of it the SDK waits until all jobs in flight have ended.
+    runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda _: settings.max_concurrency})
+
+
+# The SDK's heartbeat is a child process, and under spawn it imports this module again: it needs no model.
+if multiprocessing.parent_process() is None:
+    if __name__ == "__main__":
+        # The SDK's import waits a second for another program; meanwhile torch and the weights are loaded.
+        threading.Thread(target=importlib.import_module, args=("runpod.serverless",), daemon=True).start()
+    service()
+
+if __name__ == "__main__":
+    main()

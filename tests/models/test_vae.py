@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from sd_core.models.vae import VAE
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (64, 40), (136, 72)])
+def test_a_latent_covers_eight_pixels(vae: VAE, height: int, width: int) -> None:
+    assert vae.downscale == 8
+    mean, logvar = vae.moments(torch.zeros(2, 3, height, width))
+    assert mean.shape == logvar.shape == (2, 4, height // 8, width // 8)
+    assert vae.decode(mean).shape == (2, 3, height, width)
+
+
+def test_encode_draws_from_the_posterior_with_the_given_noise(vae: VAE) -> None:
+    pixels, noise = torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 4, 8, 8)
+    mean, logvar = vae.moments(pixels)
+    expected = (mean + (logvar / 2).exp() * noise) * 0.18215
+    torch.testing.assert_close(vae.encode(pixels, noise), expected)
+    torch.testing.assert_close(vae.encode(pixels, torch.zeros_like(noise)), mean * 0.18215)
+
+
+def test_extreme_variances_are_clamped(vae: VAE) -> None:
+    vae.quant_conv.bias.data[4:] = 1e4
+    assert vae.moments(torch.zeros(1, 3, 64, 64))[1].max() == 20.0
+    vae.quant_conv.bias.data[4:] = -1e4
+    assert vae.moments(torch.zeros(1, 3, 64, 64))[1].min() == -30.0
+
+
+def test_results_are_float32_whatever_the_weights_are(vae: VAE) -> None:
+    latents = torch.randn(1, 4, 8, 8)
+    full = vae.decode(latents)
+    vae.to(torch.bfloat16)
+    pixels = vae.decode(latents)
+    encoded = vae.encode(pixels, latents)
+    assert pixels.dtype == encoded.dtype == vae.moments(pixels)[0].dtype == torch.float32
+    assert vae.dtype == torch.bfloat16
+    assert 0 < (pixels - full).std() < 0.1 * full.std()
+
+
+def test_pictures_know_nothing_of_each_other(vae: VAE) -> None:
+    latents = torch.randn(3, 4, 8, 8)
+    together = vae.decode(latents)
+    for row in range(3):
+        torch.testing.assert_close(together[row : row + 1], vae.decode(latents[row : row + 1]), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,199 @@
+"""What holds for the project as a whole: its floors, its pins, and the files that platforms read."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from worker import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNNING = ("handler.py", "sd_core", "builder", "worker")
+DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+
+
+def sources(*names: str) -> Iterator[Path]:
+    for name in names:
+        path = ROOT / name
+        yield from [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+def read_requirements(name: str) -> dict[str, Requirement]:
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    pins = [Requirement(line) for line in lines if line and not line.startswith("-r ")]
+    return {normalized(pin.name): pin for pin in pins}
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read_json(name: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads((ROOT / name).read_text())
+    return parsed
+
+
+def instructions(word: str) -> list[str]:
+    return [line.removeprefix(word).strip() for line in DOCKERFILE if line.startswith(word + " ")]
+
+
+def test_handler_is_glue() -> None:
+    assert len((ROOT / "handler.py").read_text().splitlines()) <= 80
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    def is_read(node: ast.AST) -> bool:
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):
+            return isinstance(node.value, ast.Name) and node.value.id == "os"
+        if isinstance(node, ast.ImportFrom) and node.module == "os":
+            return any(alias.name in ("environ", "environb", "getenv") for alias in node.names)
+        return False
+
+    def reads_environment(path: Path) -> bool:
+        return any(is_read(node) for node in ast.walk(ast.parse(path.read_text())))
+
+    readers = [path.relative_to(ROOT) for path in sources(*RUNNING) if reads_environment(path)]
+    assert readers == [Path("worker/settings.py")]
+
+
+def test_nothing_that_runs_imports_the_handler_or_what_only_tests_have() -> None:
+    foreign = {"handler", "bench", "tests", "diffusers", "transformers", "open_clip"}
+    for path in sources(*RUNNING):
+        assert foreign.isdisjoint(imported(path)), path
+
+
+def test_importing_the_core_brings_neither_the_platform_nor_the_web() -> None:
+    script = (
+        "import sys, sd_core.engine.engine\n"
+        "print([n for n in ('runpod', 'boto3', 'fastapi', 'pydantic', 'diffusers', 'transformers', 'worker')"
+        " if n in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-nodeps.txt"])
+def test_every_requirement_is_pinned_and_none_says_where_it_comes_from(name: str) -> None:
+    pins = read_requirements(name)
+    assert pins
+    for pin in pins.values():
+        assert pin.url is None
+        assert re.fullmatch(r"==[0-9][0-9A-Za-z.]*", str(pin.specifier)), pin
+    assert "://" not in (ROOT / name).read_text()
+
+
+def test_pins_satisfy_the_ranges_of_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    running, developing = read_requirements("requirements.txt"), read_requirements("requirements-dev.txt")
+    ranges = [(Requirement(text), running) for text in project["dependencies"]]
+    ranges += [(Requirement(text), developing) for text in project["optional-dependencies"]["dev"]]
+    for wanted, pins in ranges:
+        pinned = next(iter(pins[normalized(wanted.name)].specifier)).version
+        assert wanted.specifier.contains(pinned), f"{wanted} is pinned to {pinned}"
+    assert running.keys().isdisjoint(developing)
+
+
+def test_what_the_code_imports_is_declared_or_comes_with_what_is() -> None:
+    """Packages whose errors are caught and no more come with the declared package that raises them."""
+    brought = {"requests": "runpod", "urllib3": "runpod", "starlette": "fastapi"}
+    for name, owner in brought.items():
+        assert name in {normalized(Requirement(text).name) for text in metadata.requires(owner) or ()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {normalized(Requirement(text).name) for text in project["dependencies"]}
+    own = {"sd_core", "builder", "worker"}
+    for path in sources(*RUNNING):
+        packages = imported(path) - sys.stdlib_module_names - own
+        names = {{"PIL": "pillow"}.get(package, normalized(package)) for package in packages}
+        assert names <= declared | brought.keys(), f"{path} imports {names - declared}, not in pyproject.toml"
+
+
+def test_docker_image_starts_the_handler_without_a_shell() -> None:
+    command = instructions("CMD")
+    assert [json.loads(line) for line in command] == [["python", "-u", "handler.py"]]
+    assert not instructions("ENTRYPOINT")
+
+
+def test_docker_image_is_pinned_to_the_torch_of_the_requirements() -> None:
+    torch = str(read_requirements("requirements.txt")["torch"].specifier).removeprefix("==")
+    (base,) = instructions("ARG")
+    assert re.fullmatch(rf"BASE_IMAGE=pytorch/pytorch:{re.escape(torch)}-cuda[\d.]+-cudnn\d+-runtime", base)
+    assert instructions("FROM") == ["${BASE_IMAGE}"]
+
+
+def test_docker_image_installs_before_it_copies_code_and_holds_what_a_start_needs() -> None:
+    steps = [line for line in DOCKERFILE if line.startswith(("COPY ", "RUN "))]
+    install = next(index for index, line in enumerate(steps) if "pip install" in line)
+    assert "-r requirements.txt" in steps[install]
+    assert "torch.version.cuda" in steps[install]
+    assert steps[:install] == [
+        "RUN python3 -m venv --system-site-packages --without-pip /opt/venv",
+        "COPY requirements.txt .",
+    ]
+    copied = {name for line in instructions("COPY") for name in line.split()[:-1]}
+    assert {"handler.py", "test_input.json", "sd_core", "builder", "worker", "demo/weights"} <= copied
+    assert instructions("WORKDIR") == ["/app"]
+
+
+def test_docker_context_holds_all_that_is_copied() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {name for line in instructions("COPY") for name in line.split()[:-1]}
+    assert copied == kept
+
+
+def test_hub_files_agree() -> None:
+    hub, tests = read_json(".runpod/hub.json"), read_json(".runpod/tests.json")
+    offered = {entry["key"]: entry["input"] for entry in hub["config"]["env"]}
+    assert offered.keys() == {entry["key"] for entry in tests["config"]["env"]}
+    for preset in hub["config"]["presets"]:
+        assert preset["defaults"].keys() == offered.keys()
+    assert hub["config"]["allowedCudaVersions"] == tests["config"]["allowedCudaVersions"]
+    known = (ROOT / "worker/settings.py").read_text()
+    assert all(f'"{name}"' in known for name in offered)
+
+
+def test_hub_defaults_and_presets_are_settings_that_the_worker_takes() -> None:
+    hub, tests = read_json(".runpod/hub.json"), read_json(".runpod/tests.json")
+    environments = [{entry["key"]: entry["input"]["default"] for entry in hub["config"]["env"]}]
+    environments += [preset["defaults"] for preset in hub["config"]["presets"]]
+    environments += [{entry["key"]: entry["value"] for entry in tests["config"]["env"]}]
+    for entry in hub["config"]["env"]:
+        for option in entry["input"].get("options", ()):
+            environments.append({entry["key"]: option["value"]})
+    for environment in environments:
+        settings.read_settings(environment)
+
+
+def test_hub_tests_are_jobs_that_the_demo_model_draws() -> None:
+    from worker.schema import Limits, parse_request
+
+    tests = read_json(".runpod/tests.json")
+    environment = {entry["key"]: entry["value"] for entry in tests["config"]["env"]}
+    assert environment["SD_WEIGHTS"] == "/app/demo/weights"
+    for case in tests["tests"]:
+        parse_request(case["input"], Limits(settings.DEFAULT_MAX_PIXELS, 128))
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    script = (ROOT / ".ci/run").read_text()
+    assert "\nmake check\nmake test\n" in script
+    assert (ROOT / ".ci/run").stat().st_mode & 0o100

@@ -1,0 +1,1 @@
+"""Serving: what a request is, where pictures come from and go to. Nothing here computes a picture."""

@@ -1,0 +1,27 @@
+"""`python -m worker serve`: the worker over plain HTTP."""
+
+import argparse
+import sys
+
+from worker.settings import SettingsError, read_settings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker", description="The worker without the platform.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="answer POST /inference and GET /ping on $PORT (8000)")
+    parser.parse_args()
+
+    from worker.serve import serve  # after the arguments: it brings torch and the web server with it
+    from worker.startup import StartupError
+
+    try:
+        serve(read_settings())
+    except (SettingsError, StartupError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The environment, read once into frozen `Settings`. The only module that reads `os.environ`."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+VOLUME = Path("/runpod-volume")
+WORKSPACE = Path("/workspace")
+BUNDLED_WEIGHTS = Path(__file__).resolve().parent.parent / "demo" / "weights"
+
+DEVICES = ("auto", "cuda", "cpu", "mps")
+DTYPES = ("auto", "fp32", "fp16", "bf16")
+LOG_LEVELS = {
+    "DEBUG": "DEBUG",
+    "INFO": "INFO",
+    "WARN": "WARNING",
+    "WARNING": "WARNING",
+    "ERROR": "ERROR",
+    "CRITICAL": "CRITICAL",
+}
+SWITCH = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("", "0", "false", "no", "off"), False),
+}
+
+DEFAULT_MAX_BATCH = 4
+DEFAULT_MAX_CONCURRENCY = 2  # one job is drawn while the one before it is encoded, stored and sent
+DEFAULT_MAX_PIXELS = 2048 * 2048  # the largest picture, or sixteen of 512x512
+SMALLEST_PICTURE = 64 * 64
+
+
+class SettingsError(Exception):
+    """Environment variables have values that cannot be used; the text names each of them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator chose. Without SD_WEIGHTS `weights` is None, and `search` is looked through."""
+
+    weights: Path | None
+    search: tuple[Path, ...]
+    checkpoint: str | None
+    outputs: Path
+    on_runpod: bool
+    device: str = "auto"
+    dtype: str = "auto"
+    max_batch: int = DEFAULT_MAX_BATCH
+    max_concurrency: int = DEFAULT_MAX_CONCURRENCY
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_response_bytes: int = 10_000_000
+    log_level: str = "INFO"
+    port: int = 8000
+
+
+def is_runpod(environ: Mapping[str, str]) -> bool:
+    """Workers have `RUNPOD_WEBHOOK_*` and `RUNPOD_ENDPOINT_ID`, workers and pods `RUNPOD_POD_ID`."""
+    names = {name for name, value in environ.items() if value}
+    return not names.isdisjoint({"RUNPOD_POD_ID", "RUNPOD_ENDPOINT_ID"}) or any(
+        name.startswith("RUNPOD_WEBHOOK_") for name in names
+    )
+
+
+def read_settings(
+    environ: Mapping[str, str] | None = None,
+    volume: Path = VOLUME,
+    workspace: Path = WORKSPACE,
+    bundled: Path = BUNDLED_WEIGHTS,
+) -> Settings:
+    """Read `environ` (the process's own by default); an empty value is as good as none.
+
+    Raises `SettingsError`, whose text has one line for each bad variable.
+    """
+    reader = _Reader(os.environ if environ is None else environ)
+    on_runpod = is_runpod(reader.environ)
+    weights = reader.text("SD_WEIGHTS")
+    outputs = reader.text("SD_OUTPUTS")
+    debug = reader.switch("SD_DEBUG") | reader.switch("FLASK_DEBUG")
+    level = reader.choice("LOG_LEVEL", "INFO", tuple(LOG_LEVELS), str.upper)
+    settings = Settings(
+        weights=Path(weights).expanduser() if weights else None,
+        search=(volume / "weights", workspace / "weights", *(() if on_runpod else (bundled,))),
+        checkpoint=reader.file_name("SD_CHECKPOINT"),
+        outputs=Path(outputs).expanduser().absolute() if outputs else _default_outputs(volume),
+        on_runpod=on_runpod,
+        device=reader.choice("SD_DEVICE", "auto", DEVICES, str.lower),
+        dtype=reader.choice("SD_DTYPE", "auto", DTYPES, str.lower),
+        max_batch=reader.integer("SD_MAX_BATCH", DEFAULT_MAX_BATCH, 1, 1024),
+        max_concurrency=reader.integer("SD_MAX_CONCURRENCY", DEFAULT_MAX_CONCURRENCY, 1, 1024),
+        max_pixels=reader.integer("SD_MAX_PIXELS", DEFAULT_MAX_PIXELS, SMALLEST_PICTURE, 2**40),
+        max_response_bytes=reader.megabytes("SD_MAX_RESPONSE_MB", 10.0),
+        log_level="DEBUG" if debug else LOG_LEVELS[level],
+        port=reader.integer("PORT", 8000, 0, 65535),
+    )
+    if reader.problems:
+        raise SettingsError("\n".join(["The environment has values that cannot be used:", *reader.problems]))
+    return settings
+
+
+def _default_outputs(volume: Path) -> Path:
+    return volume / "outputs" if volume.is_dir() else Path("outputs").absolute()
+
+
+class _Reader:
+    """Reads one variable at a time and collects what is wrong, so that everything is said at once."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self.problems: list[str] = []
+
+    def text(self, name: str) -> str:
+        return self.environ.get(name, "").strip()
+
+    def file_name(self, name: str) -> str | None:
+        value = self.text(name)
+        if value and (Path(value).name != value or value == ".."):
+            self._bad(name, "is not a plain file name; the directory belongs in SD_WEIGHTS")
+        return value or None
+
+    def choice(self, name: str, default: str, known: tuple[str, ...], fold: Callable[[str], str]) -> str:
+        value = fold(self.text(name)) or default
+        if value in known:
+            return value
+        self._bad(name, f"is none of {', '.join(known)}")
+        return default
+
+    def switch(self, name: str) -> bool:
+        value = SWITCH.get(self.text(name).lower())
+        if value is None:
+            self._bad(name, "is neither 1 nor 0")
+        return bool(value)
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.text(name)
+        if not value:
+            return default
+        # At most 18 digits: Python refuses to convert strings of thousands.
+        number = int(value) if value.isascii() and value.isdigit() and len(value) <= 18 else -1
+        if not low <= number <= high:
+            self._bad(name, f"is not a whole number from {low:,} to {high:,}")
+            return default
+        return number
+
+    def megabytes(self, name: str, default: float) -> int:
+        value = self.text(name)
+        try:
+            number = float(value) if value else default
+        except ValueError:
+            number = 0.0
+        if not 0.001 <= number <= 1000:
+            self._bad(name, "is not a number of megabytes from 0.001 to 1000")
+            number = default
+        return int(number * 1_000_000)
+
+    def _bad(self, name: str, reason: str) -> None:
+        self.problems.append(f"  {name}={self.environ[name][:80]!r} {reason}")

@@ -1,0 +1,173 @@
+"""Settings -> a worker that is ready, or one message: what was looked for, where, and what mends it."""
+
+import atexit
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sd_core.contracts import SDError
+from sd_core.engine.engine import Engine
+from sd_core.pipeline.model import StableDiffusion
+from worker import log
+from worker.identity import ModelIdentity
+from worker.job import Service
+from worker.respond import encode
+from worker.schema import Limits
+from worker.settings import Settings
+
+USUAL_NAME = "v1-5-pruned-emaonly"
+V15_SOURCE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+TOKENIZER_SOURCE = "openai/clip-vit-large-patch14"
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+SUFFIXES = (".safetensors", ".ckpt")
+MOST_LISTED = 20
+
+
+class StartupError(Exception):
+    """The worker cannot start. The text is the whole message for the operator."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint, perhaps still to be converted, and the directory with its tokenizer's files."""
+
+    checkpoint: Path
+
+    @property
+    def directory(self) -> Path:
+        return self.checkpoint.parent
+
+
+def start(settings: Settings) -> Service:
+    """Find, convert where needed, load and warm the model. Raises `StartupError`."""
+    log.configure(settings.log_level)
+    _check_outputs(settings.outputs)
+    found = find(settings)
+    try:
+        return _load(settings, found)
+    except (SDError, OSError, RuntimeError) as error:  # the last are torch's, of devices and drivers
+        log.log.debug("the start failed", exc_info=error)
+        raise StartupError(
+            f"The model {found.checkpoint} could not be loaded: {error}\n"
+            f"To see what the file is:\n  python -m builder inspect {found.checkpoint}\n"
+            f"To make it anew from a published checkpoint:\n"
+            f"  python -m builder convert SOURCE {found.checkpoint.with_suffix('.safetensors')} --force"
+        ) from error
+
+
+def _load(settings: Settings, found: Found) -> Service:
+    checkpoint = found.checkpoint
+    if checkpoint.suffix == ".ckpt":
+        from builder.convert import ensure_converted  # most starts have nothing to convert
+
+        log.log.info(f"converting {checkpoint}, once for every worker that shares this directory")
+        checkpoint = ensure_converted(checkpoint, checkpoint.with_suffix(".safetensors"))
+    model = StableDiffusion.load(checkpoint, found.directory, settings.device, settings.dtype)
+    engine = Engine(model, settings.max_batch)
+    # The interpreter must not be torn down under the drawing thread.
+    atexit.register(engine.close)
+    engine.warm_up()
+    encode(np.zeros((8, 8, 3), np.uint8), "png", "")  # Pillow finds its writers at the first picture
+    identity = ModelIdentity(model.info.name, model.info.sha256, checkpoint)
+    identity.hash_in_background()
+    about = {"model": str(checkpoint), "device": model.info.device, "dtype": model.info.dtype}
+    log.log.info("ready", extra={"fields": about})
+    return Service(settings, engine, identity, Limits(settings.max_pixels, model.info.native_size))
+
+
+def find(settings: Settings) -> Found:
+    """The checkpoint that `settings` mean, with its tokenizer beside it. Raises `StartupError`."""
+    if settings.weights is None:
+        checkpoint = _search(settings, settings.search)
+    elif settings.weights.is_dir():
+        checkpoint = _search(settings, (settings.weights,))
+    else:
+        checkpoint = _named_file(settings, settings.weights)
+    missing = [name for name in TOKENIZER_FILES if not (checkpoint.parent / name).is_file()]
+    if missing:
+        raise StartupError(
+            f"The tokenizer's {' and '.join(missing)} must lie beside {checkpoint}.\n"
+            f"{_contents(checkpoint.parent)}\n"
+            f"For Stable Diffusion v1.x:\n"
+            f"  hf download {TOKENIZER_SOURCE} {' '.join(TOKENIZER_FILES)} "
+            f"--local-dir {checkpoint.parent}"
+        )
+    return Found(checkpoint)
+
+
+def _search(settings: Settings, directories: tuple[Path, ...]) -> Path:
+    for directory in directories:
+        if directory.is_dir() and (checkpoint := _in_directory(directory, settings.checkpoint)):
+            return checkpoint
+    raise StartupError(_nothing_found(settings, directories))
+
+
+def _named_file(settings: Settings, file: Path) -> Path:
+    if not file.is_file():
+        raise StartupError(_nothing_found(settings, (file,)))
+    if file.suffix not in SUFFIXES:
+        raise StartupError(f"SD_WEIGHTS={file} is neither a .safetensors nor a .ckpt file.\n{_contents(file.parent)}")
+    if settings.checkpoint not in (None, file.name):
+        raise StartupError(
+            f"SD_WEIGHTS={file} names a file and SD_CHECKPOINT={settings.checkpoint} another one.\n"
+            f"Unset SD_CHECKPOINT, or set SD_WEIGHTS={file.parent}"
+        )
+    return file
+
+
+def _in_directory(directory: Path, name: str | None) -> Path | None:
+    """The named checkpoint, else the usual one, else the only one, .safetensors first; None where none is."""
+    if name is not None:
+        if Path(name).suffix not in SUFFIXES:
+            raise StartupError(f"SD_CHECKPOINT={name} is neither a .safetensors nor a .ckpt file.")
+        return directory / name if (directory / name).is_file() else None
+    for suffix in SUFFIXES:
+        there = sorted(
+            path for path in directory.glob(f"*{suffix}") if path.is_file() and not path.name.startswith(".")
+        )
+        usual = directory / (USUAL_NAME + suffix)
+        if usual in there or len(there) == 1:
+            return usual if usual in there else there[0]
+        if there:
+            raise StartupError(
+                f"{directory} holds {len(there)} checkpoints and none is named {usual.name}:\n"
+                + "\n".join(f"  {path.name}" for path in there[:MOST_LISTED])
+                + f"\nName one of them:\n  export SD_CHECKPOINT={there[0].name}"
+            )
+    return None
+
+
+def _nothing_found(settings: Settings, looked: tuple[Path, ...]) -> str:
+    wanted = settings.checkpoint or f"{USUAL_NAME}.safetensors (or .ckpt, or any other single checkpoint)"
+    source = "SD_WEIGHTS" if settings.weights is not None else "the default places; SD_WEIGHTS is not set"
+    target = looked[0].parent if looked[0].suffix in SUFFIXES else looked[0]
+    return (
+        f"No model: looked for {wanted} in {source}.\n"
+        + "\n".join(_contents(path) for path in looked)
+        + ("\nOn RunPod the demo model never stands in." if settings.on_runpod else "")
+        + "\nTo put Stable Diffusion v1.5 there:\n"
+        f"  hf download {V15_SOURCE} {USUAL_NAME}.safetensors --local-dir {target}\n"
+        f"  hf download {TOKENIZER_SOURCE} {' '.join(TOKENIZER_FILES)} --local-dir {target}"
+    )
+
+
+def _contents(path: Path) -> str:
+    """One line: what lies at `path`."""
+    if not path.exists():
+        return f"  {path}: does not exist"
+    if path.is_file():
+        return f"  {path}: a file"
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return f"  {path}: " + (", ".join(names[:MOST_LISTED]) + more if names else "is empty")
+
+
+def _check_outputs(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(
+            f"The outputs directory {directory} cannot be made: {error.strerror}.\n"
+            f"Name one that can be written to:\n  export SD_OUTPUTS=/path/to/outputs"
+        ) from error
