@@ -21,7 +21,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 .PHONY: demo test check bench pins clean
 
 demo: $(VENV)/.runtime
-	SD_WEIGHTS=demo/weights $(BIN)/python handler.py
+	SD_WEIGHTS=demo/weights SD_OUTPUTS=outputs $(BIN)/python handler.py
+	@echo "The picture: $$(ls -t $(CURDIR)/outputs/*.png | head -n 1)"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)

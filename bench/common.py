@@ -58,7 +58,7 @@ class RandomModel:
         self, prefix: str = "", device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> dict[str, Tensor]:
         """The tensors below a prefix under their full names: views of the file, unless another dtype or device asks."""
-        with safe_open(self.checkpoint, framework="pt", device="cpu") as file:  # type: ignore[no-untyped-call]
+        with safe_open(self.checkpoint, framework="pt", device="cpu") as file:
             return {
                 name: file.get_tensor(name).to(device=device, dtype=dtype)
                 for name in file.keys()  # noqa: SIM118 - not a dict

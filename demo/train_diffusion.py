@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of vae.safetensors and the vocabulary")
     parser.add_argument("--pictures", type=int, default=29_120)
-    parser.add_argument("--steps", type=int, default=4_500)
+    parser.add_argument("--steps", type=int, default=3_500)
     parser.add_argument("--batch", type=int, default=64)
     arguments = parser.parse_args()
     out: Path = arguments.out

@@ -33,6 +33,10 @@ class OutOfMemory(SDError):
     code = "out_of_memory"
 
 
+class NotFinite(SDError):
+    """The networks computed infinities or not-a-numbers, which are no picture."""
+
+
 class ModelError(SDError):
     """A checkpoint or tokenizer file is missing, broken, or of an architecture that this core does not draw."""
 

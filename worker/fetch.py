@@ -33,9 +33,9 @@ async def fetch(url: str, max_bytes: int = MAX_BYTES, total_seconds: float = TOT
     future: Future[bytes] = Future()
 
     def work() -> None:
-        future.set_running_or_notify_cancel()
         try:
-            future.set_result(_download(url, host, max_bytes, time.monotonic() + total_seconds))
+            if future.set_running_or_notify_cancel():  # on a busy machine time may be up before it began
+                future.set_result(_download(url, host, max_bytes, time.monotonic() + total_seconds))
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
             future.set_exception(error)
         finally:

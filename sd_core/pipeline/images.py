@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sd_core.contracts import NotFinite
+
 
 def to_pixels(image: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (H, W, 3) -> float32 (1, 3, H, W) in [-1, 1]."""
@@ -12,6 +14,11 @@ def to_pixels(image: np.ndarray, device: torch.device) -> Tensor:
 
 
 def to_image(pixels: Tensor) -> np.ndarray:
-    """Float (1, 3, H, W) in about [-1, 1] -> uint8 (H, W, 3), clamped and rounded to the nearest level."""
+    """Float (1, 3, H, W) in about [-1, 1] -> uint8 (H, W, 3), clamped and rounded to the nearest level.
+
+    Raises `NotFinite` where the networks' dtype was too narrow for the checkpoint.
+    """
+    if not torch.isfinite(pixels).all():
+        raise NotFinite("the networks' numbers ran out of range; SD_DTYPE=bf16 or fp32 gives them a wider one")
     levels = ((pixels[0].float() + 1) * 127.5).clamp(0, 255).round()
     return levels.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()

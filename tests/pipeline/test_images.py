@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 import torch
 
+from sd_core.contracts import NotFinite
 from sd_core.pipeline.images import to_image, to_pixels
 
 
@@ -26,3 +28,11 @@ def test_axes_are_kept_apart() -> None:
     pixels = to_pixels(image, torch.device("cpu"))
     assert pixels.shape == (1, 3, 8, 24)
     assert torch.allclose(pixels[0, 2, 3, 20], torch.tensor(image[3, 20, 2] / 127.5 - 1, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_out_of_range_are_no_picture(value: float) -> None:
+    pixels = torch.zeros(1, 3, 8, 8)
+    pixels[0, 1, 2, 3] = value
+    with pytest.raises(NotFinite, match="SD_DTYPE=bf16 or fp32"):
+        to_image(pixels)

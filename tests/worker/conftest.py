@@ -145,6 +145,10 @@ def process_environ(tiny_weights: Path, tmp_path: Path) -> dict[str, str]:
     }
 
 
+PATIENCE_S = 300.0
+"""How long a test waits for another process before it fails: long, because the machine may be busy."""
+
+
 class WorkerProcess:
     """A worker in a process of its own, with what it prints in a file."""
 
@@ -163,7 +167,7 @@ class WorkerProcess:
         """The structured lines that it has printed so far."""
         return [json.loads(line) for line in self.printed.splitlines() if line.startswith('{"time"')]
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
         """Until the condition holds; fails the test, with what was printed, where it does not come to that."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -171,9 +175,16 @@ class WorkerProcess:
                 pytest.fail(f"exit code {self.process.poll()}, having printed:\n{self.printed}")
             time.sleep(0.05)
 
-    def end(self, with_signal: signal.Signals = signal.SIGTERM, seconds: float = 60) -> int:
-        self.process.send_signal(with_signal)
-        return self.process.wait(seconds)
+    def exit_code(self) -> int:
+        """The code that it ends with; fails the test, with what was printed, where it does not end."""
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running, having printed:\n{self.printed}")
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.exit_code()
 
 
 @pytest.fixture

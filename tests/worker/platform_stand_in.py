@@ -33,7 +33,7 @@ class PlatformStandIn:
     def stop(self, job_id: str) -> None:
         self._stops.put(job_id)
 
-    def result(self, job_id: str, seconds: float = 60) -> dict[str, Any]:
+    def result(self, job_id: str, seconds: float = 300) -> dict[str, Any]:
         """What the worker posted for a job: `output` and perhaps `error`. Fails the test where nothing comes."""
         while job_id not in self._results:
             done, result = self._done.get(timeout=seconds)

@@ -198,3 +198,9 @@ def test_the_number_of_downloads_at_once_is_limited(open_host: str, monkeypatch:
 
     _, second = asyncio.run(two_at_once())
     assert "being fetched already" in str(second)
+
+
+def test_time_that_is_up_before_the_download_began_is_up(host: str) -> None:
+    assert "within the time limit" in refusal(host + "/ok", total_seconds=0)
+    assert fetch_module._downloads.acquire(timeout=10)
+    fetch_module._downloads.release()

@@ -80,7 +80,8 @@ BAD = {
 @pytest.mark.parametrize(
     ("name", "value"),
     [*BAD.items(), ("SD_CHECKPOINT", ".."), ("SD_MAX_BATCH", "1.5"), ("SD_MAX_BATCH", "9" * 5000),
-     ("SD_MAX_RESPONSE_MB", "0"), ("SD_MAX_RESPONSE_MB", "-1"), ("SD_MAX_RESPONSE_MB", "inf"), ("SD_MAX_RESPONSE_MB", "ten"), ("PORT", "-1")],
+     ("SD_MAX_RESPONSE_MB", "0"), ("SD_MAX_RESPONSE_MB", "-1"), ("SD_MAX_RESPONSE_MB", "inf"),
+     ("SD_MAX_RESPONSE_MB", "ten"), ("PORT", "-1")],
 )  # fmt: skip
 def test_a_bad_value_is_refused_by_name(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(SettingsError) as caught:
