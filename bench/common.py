@@ -21,6 +21,7 @@ from bench.random_weights import FULL, TINY, write_checkpoint
 from bench.tokenizer_files import clip_merges, write_tokenizer
 from sd_core.pipeline.model import DTYPES, StableDiffusion, choose_device, choose_dtype
 from sd_core.weights.detect import Architecture
+from worker.settings import BUNDLED_WEIGHTS
 
 PACKAGES = ("torch", "diffusers", "transformers", "runpod")
 
@@ -94,6 +95,14 @@ def random_model(options: Options) -> RandomModel:
         write_checkpoint(half_written, model.architecture)
         half_written.rename(model.checkpoint)
     return model
+
+
+def demo_model(options: Options) -> StableDiffusion:
+    """The bundled demo model, or the tiny random one."""
+    if options.tiny:
+        return random_model(options).load(options)
+    checkpoint = BUNDLED_WEIGHTS / "demo.safetensors"
+    return StableDiffusion.load(checkpoint, BUNDLED_WEIGHTS, str(options.device), options.dtype)
 
 
 def time_in_turn(

@@ -3,22 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bench.common import parse, random_model, report, summary, time_in_turn
+from bench.common import demo_model, parse, report, summary, time_in_turn
 from sd_core.contracts import GenerationRequest, GenerationResult
 from sd_core.engine.engine import Engine
-from sd_core.pipeline.model import StableDiffusion
-from worker.settings import BUNDLED_WEIGHTS
 
 PROMPT = "a large red star on a blue background"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(__doc__ or "", argv, rounds=7)
-    if options.tiny:
-        model = random_model(options).load(options)
-    else:
-        checkpoint = BUNDLED_WEIGHTS / "demo.safetensors"
-        model = StableDiffusion.load(checkpoint, BUNDLED_WEIGHTS, str(options.device), options.dtype)
+    model = demo_model(options)
     engine = Engine(model, max_batch=1)
     size = model.info.native_size
     steps = 2 if options.tiny else 20

@@ -47,6 +47,9 @@ SOLVERS: dict[str, Solver] = {
     "dpmpp_2m": Solver("DPM++ 2M", dpmpp_2m, FREE_SCHEDULES, aliases=("dpmsolvermultistep",)),
 }
 
+SCHEDULE_ALIASES = {"automatic": "default"}
+"""AUTOMATIC1111's names for schedules that have another here."""
+
 DEFAULT_SOLVER, DEFAULT_SCHEDULE = "dpmpp_2m", "karras"
 
 
@@ -92,9 +95,9 @@ def _letters(name: str) -> str:
 
 
 def _schedule(name: str) -> str:
-    for known in schedule_names():
-        if _letters(name) == known:
-            return known
+    letters = SCHEDULE_ALIASES.get(_letters(name), _letters(name))
+    if letters in schedule_names():
+        return letters
     raise InvalidRequest(f"schedule is {_shown(name)}; {_nearest(name, schedule_names())}")
 
 

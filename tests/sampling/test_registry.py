@@ -47,6 +47,7 @@ def test_defaults() -> None:
     assert resolve(None, None) == ("dpmpp_2m", "karras")
     assert resolve(None, "default") == ("dpmpp_2m", "default")
     assert resolve("euler", "Karras") == ("euler", "karras")
+    assert resolve("Euler a", "Automatic") == ("euler_a", "default")
 
 
 @pytest.mark.parametrize(

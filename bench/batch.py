@@ -1,0 +1,43 @@
+"""How many pictures should share a forward: one job of 16, at every `SD_MAX_BATCH`. `python -m bench.batch`
+
+The bundled demo model at its native size, with guidance: the number behind the default of `SD_MAX_BATCH` on a CPU.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from bench.common import demo_model, parse, ratio, report, summary, time_in_turn
+from bench.demo import PROMPT
+from sd_core.contracts import GenerationRequest
+from sd_core.engine.engine import Engine
+
+PICTURES = 16
+BATCHES = (1, 2, 4, 8, 16)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    options = parse(__doc__ or "", argv, rounds=3)
+    model = demo_model(options)
+    size = model.info.native_size
+    steps = 1 if options.tiny else 8
+    request = GenerationRequest(PROMPT, seed=42, width=size, height=size, steps=steps, num_images=PICTURES)
+    engines = {str(batch): Engine(model, batch) for batch in BATCHES}
+
+    def draw(engine: Engine) -> None:
+        engine.submit(request).result()
+
+    seconds = time_in_turn({name: partial(draw, engine) for name, engine in engines.items()}, options, warm_up=1)
+    for engine in engines.values():
+        engine.close()
+    return report(
+        "batch",
+        options,
+        job={"pixels": [size, size], "steps": steps, "pictures": PICTURES},
+        seconds={name: summary(values) for name, values in seconds.items()},
+        ratio_to_batch_1={name: ratio(values, seconds["1"]) for name, values in seconds.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()
