@@ -121,6 +121,28 @@ def time_in_turn(
     return seconds
 
 
+def compare(
+    name: str,
+    options: Options,
+    ours: Callable[[], Tensor],
+    reference: str,
+    theirs: Callable[[], Tensor],
+    warm_up: int = 2,
+    **about: Any,
+) -> dict[str, Any]:
+    """Times our side and the reference's in turn and reports both, their ratio, and how far their answers differ."""
+    seconds = time_in_turn({"ours": ours, reference: theirs}, options, warm_up)
+    return report(
+        name,
+        options,
+        **about,
+        ours_s=summary(seconds["ours"], digits=5),
+        **{f"{reference}_s": summary(seconds[reference], digits=5)},
+        ratio=ratio(seconds["ours"], seconds[reference]),
+        difference=relative_difference(ours(), theirs()),
+    )
+
+
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

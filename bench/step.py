@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bench.common import parse, random_model, ratio, relative_difference, report, summary, time_in_turn
+from bench.common import compare, parse, random_model
 from bench.reference import reference_unet
 from sd_core.weights.keys import UNET_PREFIX
 
@@ -33,16 +33,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         eps: torch.Tensor = theirs(typed, timesteps, context).sample
         return eps
 
-    seconds = time_in_turn({"ours": ours_call, "diffusers": theirs_call}, options)
-    return report(
-        "step",
-        options,
-        latents=list(latents.shape),
-        ours_s=summary(seconds["ours"]),
-        diffusers_s=summary(seconds["diffusers"]),
-        ratio=ratio(seconds["ours"], seconds["diffusers"]),
-        difference=relative_difference(ours_call(), theirs_call()),
-    )
+    return compare("step", options, ours_call, "diffusers", theirs_call, latents=list(latents.shape))
 
 
 if __name__ == "__main__":

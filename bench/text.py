@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bench.common import parse, random_model, ratio, relative_difference, report, summary, time_in_turn
+from bench.common import compare, parse, random_model
 from bench.reference import reference_text_encoder
 from sd_core.weights.keys import TEXT_PREFIX
 
@@ -30,16 +30,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         states: torch.Tensor = theirs(ids).last_hidden_state
         return states
 
-    seconds = time_in_turn({"ours": ours_call, "transformers": theirs_call}, options)
-    return report(
-        "text",
-        options,
-        ids=list(ids.shape),
-        ours_s=summary(seconds["ours"], digits=5),
-        transformers_s=summary(seconds["transformers"], digits=5),
-        ratio=ratio(seconds["ours"], seconds["transformers"]),
-        difference=relative_difference(ours_call(), theirs_call()),
-    )
+    return compare("text", options, ours_call, "transformers", theirs_call, ids=list(ids.shape))
 
 
 if __name__ == "__main__":

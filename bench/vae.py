@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bench.common import parse, random_model, ratio, relative_difference, report, summary, time_in_turn
+from bench.common import compare, parse, random_model
 from bench.reference import reference_vae
 from sd_core.weights.keys import VAE_PREFIX
 
@@ -28,16 +28,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         pixels: torch.Tensor = theirs.decode(unscaled).sample
         return pixels
 
-    seconds = time_in_turn({"ours": ours_call, "diffusers": theirs_call}, options, warm_up=1)
-    return report(
-        "vae",
-        options,
-        pixels=[8 * side, 8 * side],
-        ours_s=summary(seconds["ours"]),
-        diffusers_s=summary(seconds["diffusers"]),
-        ratio=ratio(seconds["ours"], seconds["diffusers"]),
-        difference=relative_difference(ours_call(), theirs_call()),
-    )
+    return compare("vae", options, ours_call, "diffusers", theirs_call, warm_up=1, pixels=[8 * side, 8 * side])
 
 
 if __name__ == "__main__":
