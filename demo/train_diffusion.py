@@ -22,6 +22,7 @@ TEXT_WIDTH = 128
 UNET_CONFIG = UNetConfig(
     channels=(64, 128, 128, 128), num_res_blocks=1, attention_levels=(1, 2), context_dim=TEXT_WIDTH
 )
+TRAINING_SET_SEED = 1
 PROMPT_DROPOUT = 0.12
 SNR_CAP = 5.0
 PURE_NOISE = 0.12
@@ -55,7 +56,7 @@ class Diffusion(nn.Module):
 @torch.inference_mode()
 def training_set(vae: VAE, tokenizer: CLIPTokenizer, count: int) -> tuple[Tensor, Tensor]:
     """Scaled latents (count, 4, 16, 16), float16, and token ids (count, 77)."""
-    rng, latents, ids = random.Random(1), [], []
+    rng, latents, ids = random.Random(TRAINING_SET_SEED), [], []
     vae = vae.bfloat16().eval()
     for start in range(0, count, 32):
         scenes = [training_scene(rng) for _ in range(min(32, count - start))]
