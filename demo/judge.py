@@ -99,8 +99,8 @@ def look(picture: np.ndarray) -> Seen:
             continue
         colour = np.median(rgb[part], axis=0)
         # The edge of a figure lies where its colour and the ground's are mixed half and half.
-        towards = ((rgb - ground) @ (colour - ground)) / np.square(colour - ground).sum()
-        shape = name_shape(part & (towards > 0.5)) if (part & (towards > 0.5)).any() else "blob"
+        inside = part & ((rgb - ground) @ (colour - ground) > np.square(colour - ground).sum() / 2)
+        shape = name_shape(inside) if inside.any() else "blob"
         y, x = np.argwhere(part).mean(axis=0)
         radius = float(np.sqrt(part.sum() / np.pi)) / width
         figures.append(Figure(nearest_colour(colour), shape, float(x) / width, float(y) / height, radius))
