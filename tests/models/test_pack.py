@@ -4,7 +4,7 @@ from torch import nn
 from bench.random_weights import TINY
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.layers import Conv2d, Linear
-from sd_core.models.pack import pack
+from sd_core.models.pack import LEAST_WIDTH, pack
 from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
 
@@ -17,7 +17,7 @@ def test_packing_changes_results_by_rounding_only(networks: tuple[CLIPTextEncode
     timesteps, context = torch.tensor([999.0, 3.5]), torch.randn(2, 77, TINY.unet.context_dim)
     before = text_encoder(ids), unet(latents, timesteps, context), vae.decode(latents)
     for network in networks:
-        pack(network, CPU)
+        pack(network, CPU, least_width=1)
     after = text_encoder(ids), unet(latents, timesteps, context), vae.decode(latents)
     for plain, packed in zip(before, after, strict=True):
         torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4)
@@ -33,7 +33,8 @@ def test_packing_keeps_every_name_and_value(unet: UNet) -> None:
 
 def test_a_cpu_gets_channels_last_and_other_devices_their_weights_as_they_are() -> None:
     for device, packed in ((CPU, True), (torch.device("cuda"), False)):
-        network = nn.Sequential(Conv2d(8, 8, 3), Linear(8, 8))
+        network = nn.Sequential(Conv2d(8, 8, 3), Linear(LEAST_WIDTH, 8), Linear(8, LEAST_WIDTH))
         pack(network, device)
         assert network[0].weight.is_contiguous(memory_format=torch.channels_last) is packed
         assert network[1].as_convolution is packed
+        assert network[2].as_convolution is False
