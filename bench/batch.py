@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return report(
         "batch",
         options,
+        model="tiny" if options.tiny else "demo",
         job={"pixels": [size, size], "steps": steps, "pictures": PICTURES},
         seconds={name: summary(values) for name, values in seconds.items()},
         ratio_to_batch_1={name: ratio(values, seconds["1"]) for name, values in seconds.items()},

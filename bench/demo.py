@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return report(
         "demo",
         options,
+        model="tiny" if options.tiny else "demo",
         picture={"pixels": [size, size], "steps": steps, "prompt": PROMPT},
         seconds=summary(seconds["ours"]),
         timings_ms=results[-1].timings_ms,

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return report(
         "first",
         options,
+        model="tiny" if options.tiny else "demo",
         steps=steps,
         first_s=summary(first),
         second_s=summary(second),
