@@ -28,7 +28,8 @@ async def fetch(url: str, max_bytes: int = MAX_BYTES, total_seconds: float = TOT
     byte cannot be interrupted. The number of such threads is limited, and none keeps the process alive.
     """
     host = _host(url)
-    if not _downloads.acquire(blocking=False):
+    slots = _downloads
+    if not slots.acquire(blocking=False):
         raise InvalidImage(f"image: {MAX_DOWNLOADS} pictures are being fetched already; try again later")
     future: Future[bytes] = Future()
 
@@ -39,7 +40,7 @@ async def fetch(url: str, max_bytes: int = MAX_BYTES, total_seconds: float = TOT
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
             future.set_exception(error)
         finally:
-            _downloads.release()
+            slots.release()
 
     threading.Thread(target=work, name="fetch", daemon=True).start()
     try:
