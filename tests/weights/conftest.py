@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,6 +16,18 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
     def save(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
         path = tmp_path / "model.safetensors"
         save_file(tensors, path, metadata)
+        return path
+
+    return save
+
+
+@pytest.fixture
+def ckpt(tmp_path: Path) -> Callable[..., Path]:
+    """Writes any object as torch.save does and returns the file's path."""
+
+    def save(value: object, *, zipped: bool = True) -> Path:
+        path = tmp_path / "model.ckpt"
+        torch.save(value, path, _use_new_zipfile_serialization=zipped)
         return path
 
     return save
