@@ -6,27 +6,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd_core.models import onednn
+
 NORM_GROUPS = 32
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that can run as a 1x1 convolution, which some devices multiply faster.
+    """`nn.Linear` whose weight may be packed for the CPU, at its first use, where `sd_core.models.pack` says so."""
 
-    `sd_core.models.pack` alone decides `as_convolution`; the result is the same up to rounding.
-    """
-
-    as_convolution = False
+    packs = False
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in_features)
-        if not self.as_convolution or x.dim() != 3:
+        if not self.packs:
             return F.linear(x, self.weight, self.bias)
-        # (B, T, C) is a (B, C, T, 1) picture in channels_last: neither side of the product is copied.
-        picture = x.transpose(1, 2).unsqueeze(-1)
-        return F.conv2d(picture, self.weight[:, :, None, None], self.bias).squeeze(-1).transpose(1, 2)
+        if not self.weight.is_mkldnn:
+            self.weight = onednn.packed_linear(self)
+        return onednn.linear(x, self.weight, self.bias)
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` under the project's own name, so that adapters find every convolution through one type."""
+    """`nn.Conv2d` whose weight may be packed in the same way."""
+
+    packs = False
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        if not self.packs:
+            return super().forward(x)
+        if not self.weight.is_mkldnn:
+            self.weight = onednn.packed_convolution(self)
+        return onednn.convolution(x, self.weight, self)
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:

@@ -4,17 +4,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sd_core.models.layers import Linear, timestep_embedding
+from sd_core.models import onednn
+from sd_core.models.layers import Conv2d, Linear, timestep_embedding
 
 
+@pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(2, 5, 6), (1, 1, 6), (3, 6)])
-def test_linear_as_a_convolution_is_the_same_product(shape: tuple[int, ...], bias: bool) -> None:
+def test_a_packed_linear_is_the_same_product(shape: tuple[int, ...], bias: bool) -> None:
     layer, x = Linear(6, 4, bias=bias), torch.randn(shape)
-    layer.as_convolution = True
     expected = F.linear(x, layer.weight, layer.bias)
-    assert layer(x).shape == expected.shape
-    torch.testing.assert_close(layer(x), expected)
+    layer.packs = True
+    for _ in range(2):
+        torch.testing.assert_close(layer(x), expected)
+    assert layer.weight.is_mkldnn and layer.weight.shape == (4, 6)
+
+
+@pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 0), (1, 1, 0)])
+def test_a_packed_convolution_is_the_same_at_every_size(kernel: int, stride: int, padding: int) -> None:
+    layer = Conv2d(5, 8, kernel, stride=stride, padding=padding)
+    pictures = [torch.randn(2, 5, 9, 7), torch.randn(1, 5, 16, 16)]
+    expected = [layer(picture) for picture in pictures]
+    layer.packs = True
+    for picture, answer in zip(pictures, expected, strict=True):
+        torch.testing.assert_close(layer(picture), answer, rtol=1e-4, atol=1e-5)
+    assert layer.weight.is_mkldnn
 
 
 def test_timestep_embedding_holds_cosines_then_sines() -> None:

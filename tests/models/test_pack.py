@@ -1,10 +1,14 @@
+import weakref
+
+import pytest
 import torch
 from torch import nn
 
 from bench.random_weights import TINY
+from sd_core.models import onednn
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.layers import Conv2d, Linear
-from sd_core.models.pack import LEAST_WIDTH, pack
+from sd_core.models.pack import pack
 from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
 
@@ -17,7 +21,7 @@ def test_packing_changes_results_by_rounding_only(networks: tuple[CLIPTextEncode
     timesteps, context = torch.tensor([999.0, 3.5]), torch.randn(2, 77, TINY.unet.context_dim)
     before = text_encoder(ids), unet(latents, timesteps, context), vae.decode(latents)
     for network in networks:
-        pack(network, CPU, least_width=1)
+        pack(network, CPU)
     after = text_encoder(ids), unet(latents, timesteps, context), vae.decode(latents)
     for plain, packed in zip(before, after, strict=True):
         torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4)
@@ -26,15 +30,28 @@ def test_packing_changes_results_by_rounding_only(networks: tuple[CLIPTextEncode
 def test_packing_keeps_every_name_and_value(unet: UNet) -> None:
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     pack(unet, CPU)
+    unet(torch.randn(1, 4, 8, 8), torch.tensor([1.0]), torch.randn(1, 77, TINY.unet.context_dim))
     after = unet.state_dict()
     assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(before[name], after[name].to_dense()) for name in before)
 
 
-def test_a_cpu_gets_channels_last_and_other_devices_their_weights_as_they_are() -> None:
-    for device, packed in ((CPU, True), (torch.device("cuda"), False)):
-        network = nn.Sequential(Conv2d(8, 8, 3), Linear(LEAST_WIDTH, 8), Linear(8, LEAST_WIDTH))
+@pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
+def test_a_packed_weight_is_the_only_copy() -> None:
+    layer = Linear(8, 8)
+    plain = weakref.ref(layer.weight)
+    pack(layer, CPU)
+    layer(torch.randn(1, 8))
+    assert plain() is None
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_where_nothing_can_be_packed_convolutions_are_channels_last(
+    monkeypatch: pytest.MonkeyPatch, packs: bool
+) -> None:
+    monkeypatch.setattr(onednn, "packs", lambda _dtype: packs)
+    for device, changes in ((CPU, True), (torch.device("cuda"), False)):
+        network = nn.Sequential(Conv2d(8, 8, 3), Linear(8, 8))
         pack(network, device)
-        assert network[0].weight.is_contiguous(memory_format=torch.channels_last) is packed
-        assert network[1].as_convolution is packed
-        assert network[2].as_convolution is False
+        assert network[0].weight.is_contiguous(memory_format=torch.channels_last) is (changes and not packs)
+        assert [layer.packs for layer in network] == [changes and packs] * 2
