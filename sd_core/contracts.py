@@ -1,6 +1,6 @@
 """The few frozen types that cross floors: what is asked, what a picture asks of the networks, and the errors."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,12 @@ class OutOfMemory(SDError):
     """A job does not fit into the device's memory even alone."""
 
     code = "out_of_memory"
+
+
+class Busy(SDError):
+    """As many jobs wait already as the engine lets wait."""
+
+    code = "busy"
 
 
 class NotFinite(SDError):
@@ -132,3 +138,21 @@ class GenerationResult:
     seeds: list[int]
     timings_ms: dict[str, float]  # queue, encode, denoise, decode
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running job stands: every picture of it has done `step` of its `steps` steps.
+
+    `percent` counts the steps of all its pictures. `preview` draws what its first picture would be if it ended here,
+    uint8 (H / 8, W / 8, 3); it waits for the device, so call it on neither the drawing thread nor an event loop.
+    """
+
+    step: int
+    steps: int
+    percent: int
+    preview: Callable[[], np.ndarray]
+
+
+Observe = Callable[[Progress], None]
+"""Told of each step that a job has done, on the drawing thread: it must return at once and raise nothing."""

@@ -3,48 +3,95 @@
 import queue
 import threading
 import time
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from sd_core.contracts import GenerationRequest, GenerationResult, OutOfMemory
-from sd_core.engine.runner import Runner, drive
-from sd_core.pipeline.images import to_image
+from sd_core.contracts import (
+    Busy,
+    Decode,
+    GenerationRequest,
+    GenerationResult,
+    Observe,
+    OutOfMemory,
+    Progress,
+    UNetRows,
+    Work,
+)
+from sd_core.engine.runner import Answer, Runner, is_out_of_memory
+from sd_core.engine.scheduler import Job, Running, Scheduler
+from sd_core.pipeline.images import Drawn
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.picture import sigmas_of
 from sd_core.pipeline.prepare import prepare
+from sd_core.pipeline.preview import LatentToRGB, preview
+from sd_core.pipeline.watch import Tell
 
 SMALL_MODEL = 256
 """Native size in pixels up to which a warm-up picture is drawn on a CPU too: there it takes a moment, not seconds."""
 
+TICKS_AHEAD = 2
+"""Forwards that a GPU has queued at most: enough to keep it busy, few enough to join and to cancel promptly."""
 
-@dataclass(frozen=True)
-class _Job:
-    request: GenerationRequest
-    future: Future[GenerationResult]
-    submitted: float = field(default_factory=time.perf_counter)
+FINISHING_THREADS = 2
+
+
+@dataclass(eq=False)
+class _Job(Job):
+    """A job from its submission to its last picture. Counts and moments belong to the drawing thread."""
+
+    request: GenerationRequest = field(kw_only=True)
+    future: Future[GenerationResult] = field(kw_only=True)
+    observe: Observe | None = field(kw_only=True)
+    moments: dict[str, float] = field(default_factory=lambda: {"submitted": time.perf_counter()})
+    warnings: list[str] = field(default_factory=list)
+    steps_done: list[int] = field(default_factory=list)
+    drawn: list[Drawn | None] = field(default_factory=list)
+    foresee: Callable[[], Tensor] | None = None
 
 
 class Engine:
-    """Draws the jobs that it is given, one after another, the pictures of one job together.
+    """Draws all jobs together: they join and leave between any two forwards.
 
-    `max_batch` is how many pictures share a forward; a guided picture takes two of its rows.
+    `max_batch` is how many guided pictures of native size share a forward of the UNet (two rows each); `max_jobs` how
+    many jobs are held at once, running or waiting for their turn.
     """
 
-    def __init__(self, model: StableDiffusion, max_batch: int) -> None:
+    def __init__(self, model: StableDiffusion, max_batch: int, max_jobs: int = 64) -> None:
         self.model = model
-        self._runner = Runner(model, max_batch)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._runner = Runner(model)
+        self._scheduler = Scheduler(max_batch, model.info.native_size**2)
+        self._max_jobs, self._submitted, self._held, self._closed = max_jobs, 0, 0, False
+        self._door = threading.Lock()  # over the line above
+        self._arrivals: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queued: deque[torch.cuda.Event] = deque()
+        self._finishing = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="finishing")
         self._thread = threading.Thread(target=self._work, name="drawing", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest) -> Future[GenerationResult]:
+    def submit(self, request: GenerationRequest, observe: Observe | None = None) -> Future[GenerationResult]:
         """The job's future. Cancelling it ends the job before its next forward, also while it is drawn.
 
-        The future fails with `OutOfMemory` where the device's memory does not hold the job.
+        Raises `Busy` where `max_jobs` are held. The future fails with `OutOfMemory` where the device's memory does
+        not hold the job even alone.
         """
         future: Future[GenerationResult] = Future()
-        self._jobs.put(_Job(request, future))
+        with self._door:
+            if self._closed:
+                raise Busy("the worker is shutting down")
+            if self._held >= self._max_jobs:
+                raise Busy(f"{self._held} jobs are being drawn or wait already; try again later")
+            self._held += 1
+            self._submitted += 1
+            job = _Job(self._submitted, request=request, future=future, observe=observe)
+            self._arrivals.put(job)
+        future.add_done_callback(self._let_go)
         return future
 
     def warm_up(self) -> None:
@@ -62,40 +109,148 @@ class Engine:
                 prepare(request, self.model)
 
     def close(self) -> None:
-        """Draws what was submitted before, then ends the thread."""
-        self._jobs.put(None)
+        """Draws what was submitted before, then ends the threads."""
+        with self._door:
+            self._closed = True
+        self._arrivals.put(None)
         self._thread.join()
+        self._finishing.shutdown()
+
+    def _let_go(self, _future: Future[GenerationResult]) -> None:
+        with self._door:
+            self._held -= 1
 
     def _work(self) -> None:
+        open_ = True
         with torch.inference_mode():
-            while (job := self._jobs.get()) is not None:
-                try:
-                    _settle(job.future, self._draw(job))
-                except CancelledError:
-                    continue
-                except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
-                    _settle(job.future, _as_known(error, job.request))
+            while open_ or self._scheduler.running:
+                open_ = self._let_in() and open_
+                self._drop_cancelled()
+                if batch := self._scheduler.next_batch():
+                    self._tick(batch)
 
-    def _draw(self, job: _Job) -> GenerationResult:
-        def stop_if_cancelled() -> None:
-            if job.future.cancelled():
-                raise CancelledError
+    def _let_in(self) -> bool:
+        """Begins the jobs that have arrived, waiting for one where nothing else is to do; False once closed."""
+        job: _Job | None
+        while True:
+            try:
+                job = self._arrivals.get(block=not self._scheduler.running)
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            self._begin(job)
 
-        started = time.perf_counter()
-        stop_if_cancelled()
-        prepared = prepare(job.request, self.model)
-        encoded = time.perf_counter()
-        pixels, seconds = drive(prepared.pictures, self._runner, stop_if_cancelled)
-        finishing = time.perf_counter()
-        images = [to_image(picture) for picture in pixels]
-        spent = {
-            "queue": started - job.submitted,
-            "encode": encoded - started + seconds.get("encode", 0.0),
-            "denoise": seconds.get("denoise", 0.0),
-            "decode": seconds.get("decode", 0.0) + time.perf_counter() - finishing,
-        }
-        timings = {kind: round(1000 * value, 3) for kind, value in spent.items()}
-        return GenerationResult(images, job.request.seeds, timings, prepared.warnings)
+    def _begin(self, job: _Job) -> None:
+        if job.future.cancelled():
+            return
+        job.moments["begun"] = time.perf_counter()
+        try:
+            tell = partial(_teller, job, job.observe, self.model.latent_to_rgb) if job.observe else None
+            prepared = prepare(job.request, self.model, tell)
+            job.warnings, job.drawn = prepared.warnings, [None] * len(prepared.pictures)
+            job.steps_done = [0] * len(prepared.pictures)
+            asked = [self._asked(job, next(picture)) for picture in prepared.pictures]
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
+            _settle(job.future, _as_known(error, job.request))
+            return
+        self._scheduler.add(
+            Running(job, index, making, work)
+            for index, (making, work) in enumerate(zip(prepared.pictures, asked, strict=True))
+        )
+
+    def _drop_cancelled(self) -> None:
+        for job in {picture.job for picture in self._scheduler.running}:
+            if isinstance(job, _Job) and job.future.cancelled():
+                self._close(job)
+
+    def _close(self, job: Job) -> None:
+        for picture in self._scheduler.remove(job):
+            picture.making.close()
+
+    def _tick(self, batch: list[Running]) -> None:
+        self._wait_for_room_ahead()
+        answers, held = self._runner.run([picture.asked for picture in batch])
+        if not held:
+            self._scheduler.shrink(batch)
+        for picture, answer in zip(batch, answers, strict=True):
+            job = picture.job
+            assert isinstance(job, _Job)
+            try:
+                self._advance(picture, job, answer)
+            except Exception as error:  # noqa: BLE001 - as in _begin
+                self._close(job)
+                _settle(job.future, _as_known(error, job.request))
+
+    def _advance(self, picture: Running, job: _Job, answer: Answer) -> None:
+        """Hands a picture its answer and takes its next question. Raises what the answer or the sampler raises."""
+        if job.future.done():
+            return  # failed by another of its pictures
+        if isinstance(answer, Exception):
+            raise answer
+        try:
+            picture.asked = self._asked(job, picture.making.send(answer))
+        except StopIteration as end:
+            self._scheduler.running.remove(picture)
+            job.drawn[picture.index] = Drawn(end.value)
+            if all(job.drawn):
+                self._finishing.submit(_finish, job)
+
+    def _asked(self, job: _Job, work: Work) -> Work:
+        """Notes when the job's first picture came to its steps, and its last to its decoding."""
+        if isinstance(work, UNetRows):
+            job.moments.setdefault("denoising", time.perf_counter())
+        if isinstance(work, Decode):
+            job.moments["decoding"] = time.perf_counter()
+        return work
+
+    def _wait_for_room_ahead(self) -> None:
+        if self.model.device.type != "cuda":
+            return
+        event = torch.cuda.Event()
+        event.record()
+        self._queued.append(event)
+        if len(self._queued) > TICKS_AHEAD:
+            self._queued.popleft().synchronize()
+
+
+def _teller(job: _Job, observe: Observe, latent_to_rgb: LatentToRGB, index: int) -> Tell:
+    """What picture `index` tells of its steps: the job's observer hears of those that all its pictures have done."""
+    steps = len(sigmas_of(job.request)) - 1
+
+    def tell(step: int, foresee: Callable[[], Tensor]) -> None:
+        before = min(job.steps_done)
+        job.steps_done[index] = step
+        if index == 0:
+            job.foresee = foresee
+        if min(job.steps_done) > before and job.foresee is not None:
+            percent = 100 * sum(job.steps_done) // (steps * len(job.steps_done))
+            observe(Progress(min(job.steps_done), steps, percent, partial(_preview, job.foresee, latent_to_rgb)))
+
+    return tell
+
+
+def _preview(foresee: Callable[[], Tensor], latent_to_rgb: LatentToRGB) -> np.ndarray:
+    with torch.inference_mode():
+        return preview(foresee(), latent_to_rgb)
+
+
+def _finish(job: _Job) -> None:
+    """On a finishing thread: the pictures as they come off the device, and where the time went."""
+    try:
+        images = [drawn.image() for drawn in job.drawn if drawn is not None]
+    except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
+        _settle(job.future, error)
+        return
+    begun, denoising, decoding = job.moments["begun"], job.moments["denoising"], job.moments["decoding"]
+    spent = {
+        "queue": begun - job.moments["submitted"],
+        "encode": denoising - begun,
+        "denoise": decoding - denoising,
+        "decode": time.perf_counter() - decoding,
+    }
+    timings = {kind: round(1000 * seconds, 3) for kind, seconds in spent.items()}
+    _settle(job.future, GenerationResult(images, job.request.seeds, timings, job.warnings))
 
 
 def _settle(future: Future[GenerationResult], outcome: GenerationResult | BaseException) -> None:
@@ -111,8 +266,7 @@ def _settle(future: Future[GenerationResult], outcome: GenerationResult | BaseEx
 
 def _as_known(error: Exception, request: GenerationRequest) -> Exception:
     """Memory errors in words that the asker can act on; any other error as it is."""
-    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-    if not out_of_memory:
+    if not is_out_of_memory(error):
         return error
     size = f"{request.num_images} x {request.width}x{request.height}"
     known = OutOfMemory(f"the device's memory does not hold {size} pixels; ask for fewer or smaller pictures")

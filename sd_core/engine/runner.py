@@ -1,96 +1,100 @@
-"""Work of many pictures -> few forwards of the networks."""
+"""Work of many pictures -> one forward of the networks."""
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+import gc
+from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sd_core.contracts import Decode, Encode, Picture, UNetRows, Work
+from sd_core.contracts import Decode, Encode, UNetRows, Work
+from sd_core.models.unet import Contexts
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.transfer import upload
+
+REMEMBERED = 2
+"""Compositions of a batch whose prompts stay read: most steps run with those of the step before."""
+
+Answer = Tensor | Exception
 
 
 class Runner:
-    """Stacks work of one kind and shape into forwards of at most `max_batch` pictures."""
+    """Stacks work of one kind and shape, as the scheduler chose it, into one forward."""
 
-    def __init__(self, model: StableDiffusion, max_batch: int) -> None:
-        self._networks, self._device, self._max_batch = model.networks, model.device, max_batch
+    def __init__(self, model: StableDiffusion) -> None:
+        self._networks, self._device = model.networks, model.device
+        self._read: OrderedDict[tuple[int, ...], tuple[list[Tensor], Contexts]] = OrderedDict()
 
-    def run(self, works: Sequence[Work]) -> tuple[list[Tensor], dict[str, float]]:
-        """The answer to each piece of work, in its order, and the seconds that each kind of work took."""
-        groups: dict[Hashable, list[int]] = defaultdict(list)
-        for index, work in enumerate(works):
-            groups[_batch_key(work)].append(index)
-        answers: dict[int, Tensor] = {}
-        seconds: dict[str, float] = defaultdict(float)
-        for indices in groups.values():
-            for start in range(0, len(indices), self._max_batch):
-                chunk = indices[start : start + self._max_batch]
-                started = time.perf_counter()
-                kind, results = self._forward([works[index] for index in chunk])
-                answers.update(zip(chunk, results, strict=True))
-                seconds[kind] += time.perf_counter() - started
-        return [answers[index] for index in range(len(works))], seconds
+    def run(self, works: Sequence[Work]) -> tuple[list[Answer], bool]:
+        """The answer to each piece of work, in its order, and whether memory held them all together.
 
-    def _forward(self, works: list[Work]) -> tuple[str, Sequence[Tensor]]:
+        Where a forward fails its halves are tried, so that what cannot run fails alone, with the error that it met.
+        """
+        try:
+            return list(self._forward(works)), True
+        except Exception as error:  # noqa: BLE001 - an answer too: whose it is, the halves show
+            failure = error.with_traceback(None)  # which would keep the failed forward's tensors
+        held = not is_out_of_memory(failure)
+        if not held:
+            self._free()
+        if len(works) == 1:
+            return [self._row_by_row(works[0], failure)], held
+        middle = len(works) // 2
+        return self.run(works[:middle])[0] + self.run(works[middle:])[0], held
+
+    def _forward(self, works: Sequence[Work]) -> Sequence[Tensor]:
+        vae = self._networks.vae
         match works[0]:
             case UNetRows():
-                return "denoise", self._denoise([work for work in works if isinstance(work, UNetRows)])
+                return self._denoise([work for work in works if isinstance(work, UNetRows)])
             case Encode():
                 encodes = [work for work in works if isinstance(work, Encode)]
                 pixels = torch.cat([work.pixels for work in encodes])
                 noise = torch.cat([work.noise for work in encodes])
-                return "encode", self._networks.vae.encode(pixels, noise).split(1)
+                return _parts(vae.encode(pixels, noise), 1)
             case Decode():
                 latents = torch.cat([work.latents for work in works if isinstance(work, Decode)])
-                return "decode", self._networks.vae.decode(latents).split(1)
+                return _parts(vae.decode(latents), 1)
 
-    def _denoise(self, works: list[UNetRows]) -> Sequence[Tensor]:
-        rows = [len(work.context) for work in works]
-        latents = torch.cat([work.latents.expand(count, -1, -1, -1) for work, count in zip(works, rows, strict=True)])
-        timesteps = [work.timestep for work, count in zip(works, rows, strict=True) for _ in range(count)]
-        context = torch.cat([work.context for work in works])
-        times = torch.tensor(timesteps, dtype=torch.float32, device=self._device)
-        answers: Sequence[Tensor] = self._networks.unet(latents, times, context).split(rows)
-        return answers
+    def _denoise(self, works: Sequence[UNetRows]) -> Sequence[Tensor]:
+        latents = torch.cat([work.latents for work in works])
+        timesteps = upload(torch.tensor([work.timestep for work in works], dtype=torch.float32), self._device)
+        eps: Tensor = self._networks.unet(latents, timesteps, self._contexts([work.context for work in works]))
+        return _parts(eps, [len(work.context) for work in works])
+
+    def _contexts(self, contexts: list[Tensor]) -> Contexts:
+        key = tuple(id(context) for context in contexts)
+        if key not in self._read:
+            rows = [picture for picture, context in enumerate(contexts) for _ in range(len(context))]
+            spread = None if len(rows) == len(contexts) else upload(torch.tensor(rows), self._device)
+            # The contexts are kept with what was read of them: a freed one's id could come again.
+            self._read[key] = contexts, self._networks.unet.read(torch.cat(contexts), spread)
+            while len(self._read) > REMEMBERED:
+                self._read.popitem(last=False)
+        self._read.move_to_end(key)
+        return self._read[key][1]
+
+    def _row_by_row(self, work: Work, failure: Exception) -> Answer:
+        """One picture's rows one after another where memory does not hold them together."""
+        if not isinstance(work, UNetRows) or len(work.context) == 1 or not is_out_of_memory(failure):
+            return failure
+        try:
+            rows = [UNetRows(work.latents, work.timestep, context) for context in work.context.split(1)]
+            return torch.cat([self._denoise([row])[0] for row in rows])
+        except Exception as error:  # noqa: BLE001 - as above
+            return error.with_traceback(None)
+
+    def _free(self) -> None:
+        self._read.clear()
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def _batch_key(work: Work) -> Hashable:
-    """Work with equal keys can share a forward."""
-    match work:
-        case UNetRows(latents=latents, context=context):
-            return UNetRows, latents.shape, context.shape[1:]
-        case Encode(pixels=pixels):
-            return Encode, pixels.shape
-        case Decode(latents=latents):
-            return Decode, latents.shape
+def _parts(batch: Tensor, sizes: int | list[int]) -> Sequence[Tensor]:
+    parts: Sequence[Tensor] = batch.split(sizes)
+    return parts
 
 
-def drive(
-    pictures: Sequence[Picture], runner: Runner, before_tick: Callable[[], None] = lambda: None
-) -> tuple[list[Tensor], dict[str, float]]:
-    """Draws pictures together: one batched forward answers what all of them ask, until each has ended.
-
-    Returns each picture's pixels (1, 3, H, W) and the seconds by kind of work. `before_tick` runs before every
-    forward; what it raises ends them all.
-    """
-    finished: dict[int, Tensor] = {}
-    totals: dict[str, float] = defaultdict(float)
-    try:
-        asked = {index: next(picture) for index, picture in enumerate(pictures)}
-        while asked:
-            before_tick()
-            answers, seconds = runner.run(list(asked.values()))
-            for kind, spent in seconds.items():
-                totals[kind] += spent
-            for index, answer in zip(list(asked), answers, strict=True):
-                try:
-                    asked[index] = pictures[index].send(answer)
-                except StopIteration as stop:
-                    finished[index] = stop.value
-                    del asked[index]
-    finally:
-        for picture in pictures:
-            picture.close()
-    return [finished[index] for index in range(len(pictures))], totals
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

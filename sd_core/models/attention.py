@@ -30,6 +30,10 @@ def sliced_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat([(part @ keys).softmax(dim=-1) @ v for part in q.split(rows, dim=2)], dim=2)
 
 
+KeysValues = tuple[Tensor, Tensor]
+"""What attention reads of a context (B, S, context_dim): keys and values, each (B, S, dim)."""
+
+
 class CrossAttention(nn.Module):
     """Attention of x to a context; self-attention where the context is x itself."""
 
@@ -41,8 +45,11 @@ class CrossAttention(nn.Module):
         self.to_v = Linear(context_dim, dim, bias=False)
         self.to_out = nn.Sequential(Linear(dim, dim))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (B, T, dim), (B, S, context_dim)
-        out: Tensor = self.to_out(attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+    def read(self, context: Tensor) -> KeysValues:  # (B, S, context_dim)
+        return self.to_k(context), self.to_v(context)
+
+    def forward(self, x: Tensor, read: KeysValues) -> Tensor:  # (B, T, dim)
+        out: Tensor = self.to_out(attention(self.to_q(x), *read, self.heads))
         return out
 
 
@@ -82,10 +89,12 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (B, T, dim), (B, S, context_dim)
+    def forward(self, x: Tensor, read: KeysValues, rows: Tensor | None = None) -> Tensor:  # (B, T, dim)
         normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn1(normed, self.attn1.read(normed))
+        if rows is not None:
+            x = x[rows]
+        x = x + self.attn2(self.norm2(x), read)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
 
@@ -100,9 +109,25 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([BasicTransformerBlock(channels, context_dim, heads)])
         self.proj_out = Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (B, C, H, W), (B, S, context_dim)
+    def read(self, context: Tensor) -> KeysValues:  # (R, S, context_dim)
+        """What the attention to the prompt needs of it, at every step the same."""
+        read: KeysValues = self._block.attn2.read(context)
+        return read
+
+    @property
+    def _block(self) -> BasicTransformerBlock:
+        block = self.transformer_blocks[0]
+        assert isinstance(block, BasicTransformerBlock)
+        return block
+
+    def forward(self, x: Tensor, read: KeysValues, rows: Tensor | None = None) -> Tensor:  # (B, C, H, W)
+        """Feature maps (R, C, H, W) for the R prompts that were read.
+
+        With `rows` (R,), prompt i belongs to the map `rows[i]` of x: until they attend to their prompts, rows of
+        one picture are equal and computed once. Without, R is B.
+        """
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H * W, C)
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context)
-        out: Tensor = self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:])) + x
+        tokens = self._block(tokens, read, rows)
+        residual = x if rows is None else x[rows]
+        out: Tensor = self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:])) + residual
         return out

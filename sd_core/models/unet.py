@@ -1,12 +1,13 @@
 """The denoising UNet of Stable Diffusion v1.x, under the names of `model.diffusion_model.*`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.models.attention import SpatialTransformer
+from sd_core.models.attention import KeysValues, SpatialTransformer
 from sd_core.models.layers import Conv2d, Linear, group_norm, timestep_embedding
 
 
@@ -61,15 +62,35 @@ class Upsample(nn.Module):
         return out
 
 
+@dataclass(frozen=True)
+class Contexts:
+    """R prompts as each of the UNet's attentions reads them; prompt i belongs to picture `rows[i]`.
+
+    Without `rows` there is one prompt a picture, in order.
+    """
+
+    read: tuple[KeysValues, ...]
+    rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.read[0][0])
+
+    def spread(self, x: Tensor, count: int) -> Tensor:
+        """Something of each picture, or of each prompt already, for `count` of the one or the other."""
+        return x if len(x) == count else x[self.rows]
+
+
 class Stage(nn.ModuleList):
     """One entry of `input_blocks`, `middle_block` or `output_blocks`: its layers, each given what it takes."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, size: torch.Size) -> Tensor:
+    def forward(
+        self, x: Tensor, emb: Tensor, size: torch.Size, contexts: Contexts, unread: Iterator[KeysValues]
+    ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, emb)
+                x = layer(x, contexts.spread(emb, len(x)))
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                x = layer(x, next(unread), contexts.rows if len(x) < len(contexts) else None)
             elif isinstance(layer, Upsample):
                 x = layer(x, size)
             else:
@@ -135,23 +156,33 @@ class UNet(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Latents (B, in_channels, H, W), timesteps (B,) and context (B, T, context_dim) -> eps in x's dtype.
+    def read(self, context: Tensor, rows: Tensor | None = None) -> Contexts:
+        """What the attentions need of prompts (R, T, context_dim), of which prompt i belongs to picture `rows[i]`."""
+        context = context.to(self.dtype)
+        transformers = (module for module in self.modules() if isinstance(module, SpatialTransformer))
+        return Contexts(tuple(transformer.read(context) for transformer in transformers), rows)
 
-        Timesteps may be fractional and are embedded in float32; H and W may be any size of at least one.
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | Contexts) -> Tensor:
+        """Latents (B, in_channels, H, W), timesteps (B,) and R prompts -> eps (R, out_channels, H, W) in x's dtype.
+
+        The prompts are a context (B, T, context_dim), or what `read` made of one, which is the same at every step.
+        What the prompts of one picture share is computed once. Timesteps may be fractional and are embedded in
+        float32; H and W may be any size of at least one.
         """
+        contexts = context if isinstance(context, Contexts) else self.read(context)
+        unread = iter(contexts.read)
         in_dtype, dtype = x.dtype, self.dtype
         emb = self.time_embed(timestep_embedding(timesteps, self.config.channels[0]).to(dtype))
-        x, context = x.to(dtype), context.to(dtype)
+        x = x.to(dtype)
         skips: list[Tensor] = []
         for stage in self.input_blocks:
-            x = stage(x, emb, context, x.shape[2:])
+            x = stage(x, emb, x.shape[2:], contexts, unread)
             skips.append(x)
-        x = self.middle_block(x, emb, context, x.shape[2:])
+        x = self.middle_block(x, emb, x.shape[2:], contexts, unread)
         for stage in self.output_blocks:
-            skip = skips.pop()
+            skip = contexts.spread(skips.pop(), len(x))
             # The last layer of a level upsamples to the size of the skip that comes next, which need not be twice.
             size = skips[-1].shape[2:] if skips else x.shape[2:]
-            x = stage(torch.cat([x, skip], dim=1), emb, context, size)
+            x = stage(torch.cat([x, skip], dim=1), emb, size, contexts, unread)
         out: Tensor = self.out(x)
         return out.to(in_dtype)

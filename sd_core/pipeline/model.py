@@ -7,6 +7,8 @@ import torch
 
 from sd_core.contracts import ModelError
 from sd_core.models.pack import pack
+from sd_core.pipeline.preview import LATENT_TO_RGB, LatentToRGB, latent_to_rgb_of
+from sd_core.text.encode import PromptEncoder
 from sd_core.text.tokenizer import CLIPTokenizer
 from sd_core.weights.load import Networks, load_networks
 
@@ -27,8 +29,9 @@ class ModelInfo:
 @dataclass(frozen=True)
 class StableDiffusion:
     networks: Networks
-    tokenizer: CLIPTokenizer
+    prompts: PromptEncoder
     info: ModelInfo
+    latent_to_rgb: LatentToRGB = LATENT_TO_RGB
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +65,8 @@ class StableDiffusion:
             device=str(chosen),
             dtype=name,
         )
-        return cls(networks, tokenizer, info)
+        prompts = PromptEncoder(tokenizer, networks.text_encoder, chosen)
+        return cls(networks, prompts, info, latent_to_rgb_of(networks.metadata))
 
 
 def choose_device(name: str) -> torch.device:

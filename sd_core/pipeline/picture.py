@@ -3,23 +3,34 @@
 from sd_core.contracts import Conditioning, Decode, Encode, GenerationRequest, Picture
 from sd_core.pipeline.guidance import guided
 from sd_core.pipeline.images import to_pixels
+from sd_core.pipeline.watch import Tell, watched
 from sd_core.sampling.noise import CPUNoise
 from sd_core.sampling.registry import SOLVERS
-from sd_core.sampling.schedule import tail
+from sd_core.sampling.schedule import Sigmas, tail
 
 
-def picture(request: GenerationRequest, conditioning: Conditioning, noise: CPUNoise) -> Picture:
+def sigmas_of(request: GenerationRequest) -> Sigmas:
+    """The noise levels that each picture of this request goes through; one more than it has steps."""
+    sigmas = SOLVERS[request.sampler].schedules[request.schedule](request.steps)
+    return sigmas if request.image is None else tail(sigmas, request.strength)
+
+
+def picture(
+    request: GenerationRequest, conditioning: Conditioning, noise: CPUNoise, tell: Tell | None = None
+) -> Picture:
     """Text-to-image, or image-to-image where the request has an image; returns pixels (1, 3, H, W).
 
     Draws from `noise` in this order: the VAE posterior's sample (image-to-image only), the initial noise, then the
     sampler's own draws.
     """
     solver = SOLVERS[request.sampler]
-    sigmas = solver.schedules[request.schedule](request.steps)
+    sigmas = sigmas_of(request)
     latents = None
     if request.image is not None:
         latents = yield Encode(to_pixels(request.image, noise.device), noise.draw())
-        sigmas = tail(sigmas, request.strength)
     x = solver.noised(latents, noise.draw(), sigmas[0])
-    latents = yield from guided(solver.run(x, sigmas, noise), conditioning, request.guidance_scale)
+    sampling = solver.run(x, sigmas, noise)
+    if tell is not None:
+        sampling = watched(sampling, tell)
+    latents = yield from guided(sampling, conditioning, request.guidance_scale)
     return (yield Decode(latents))

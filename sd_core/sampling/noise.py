@@ -5,6 +5,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sd_core.transfer import upload
+
 
 class NoiseSource(Protocol):
     """Where a picture's normal noise comes from; every draw has the shape of its latents, (1, 4, h, w) float32."""
@@ -21,4 +23,4 @@ class CPUNoise:
         self.device = device
 
     def draw(self) -> Tensor:
-        return torch.randn(self._shape, generator=self._generator).to(self.device)
+        return upload(torch.randn(self._shape, generator=self._generator), self.device)

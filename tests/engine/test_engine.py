@@ -1,18 +1,25 @@
 """The drawing thread: futures, cancellation, errors, and pictures that do not depend on their company."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-from sd_core.contracts import GenerationRequest, OutOfMemory, Work
+from sd_core.contracts import Busy, GenerationRequest, OutOfMemory, Progress, Work
 from sd_core.engine.engine import Engine
 from sd_core.engine.runner import Runner
+from sd_core.models.unet import Contexts, UNet
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.sampling.registry import SOLVERS
 
 REQUEST = GenerationRequest("a cat", seed=3, width=64, height=64, steps=3, sampler="euler_a", schedule="default")
 
@@ -51,60 +58,168 @@ def test_the_same_request_draws_the_same_picture(engine: Engine) -> None:
     assert np.array_equal(first, again)
 
 
-def test_cancelling_ends_a_job_while_it_is_drawn(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    forwards, begun, go_on = [0], threading.Event(), threading.Event()
+@contextmanager
+def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[int]]]:
+    """The first forward ends when this does: meanwhile jobs arrive. Gives what it sets, and all forwards' sizes."""
+    begun, go_on, sizes = threading.Event(), threading.Event(), list[int]()
     run = Runner.run
 
-    def slow_run(self: Runner, works: list[Work]) -> object:
-        forwards[0] += 1
+    def waiting(self: Runner, works: Sequence[Work]) -> object:
+        sizes.append(len(works))
         begun.set()
         go_on.wait(60)
         return run(self, works)
 
-    monkeypatch.setattr(Runner, "run", slow_run)
-    future = engine.submit(replace(REQUEST, steps=150))
-    waiting = engine.submit(REQUEST)
-    assert begun.wait(60)
-    assert future.cancel()
-    assert waiting.cancel()
+    monkeypatch.setattr(Runner, "run", waiting)
+    yield begun, sizes
     go_on.set()
-    monkeypatch.setattr(Runner, "run", run)
+
+
+def test_cancelling_ends_a_job_while_it_is_drawn(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held_up(monkeypatch) as (begun, sizes):
+        future = engine.submit(replace(REQUEST, steps=150))
+        waiting = engine.submit(REQUEST)
+        assert begun.wait(60)
+        assert future.cancel()
+        assert waiting.cancel()
     assert engine.submit(REQUEST).result().images
     assert future.cancelled()
-    assert forwards[0] == 1
+    assert len(sizes) == 1 + 3 + 1  # the first, and the steps and the decoding of the last job
 
 
-@pytest.mark.parametrize(
-    "failure",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        MemoryError(),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ],
-    ids=["cuda", "python", "cpu"],
-)
-def test_memory_errors_say_what_to_do_and_the_engine_lives_on(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, failure: Exception
-) -> None:
-    def fail(self: Runner, works: list[Work]) -> object:
-        raise failure
+def test_a_job_that_arrives_joins_the_next_forward(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(REQUEST, seed=9, steps=2, sampler="dpmpp_2m", guidance_scale=1.0)
+    with held_up(monkeypatch) as (begun, sizes):
+        first = engine.submit(REQUEST)
+        assert begun.wait(60)
+        second = engine.submit(other)
+    for future, request in ((first, REQUEST), (second, other)):
+        assert levels_apart(future.result().images[0], engine.submit(request).result().images[0]) <= 1
+    assert max(sizes) == 2
+
+
+def test_more_jobs_than_are_held_are_refused(tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny_model, max_batch=1, max_jobs=2)
+    with held_up(monkeypatch):
+        futures = [engine.submit(REQUEST), engine.submit(REQUEST)]
+        with pytest.raises(Busy, match="2 jobs are being drawn"):
+            engine.submit(REQUEST)
+        assert futures[1].cancel()
+        futures.append(engine.submit(REQUEST))
+    assert futures[0].result().images and futures[2].result().images
+    engine.close()
+    with pytest.raises(Busy, match="shutting down"):
+        engine.submit(REQUEST)
+
+
+def test_steps_are_told_as_they_are_done(engine: Engine) -> None:
+    told: list[Progress] = []
+    engine.submit(replace(REQUEST, num_images=2), told.append).result()
+    assert [(progress.step, progress.steps, progress.percent) for progress in told] == [
+        (1, 3, 33),
+        (2, 3, 66),
+        (3, 3, 100),
+    ]
+    assert [progress.preview().shape for progress in told] == [(8, 8, 3)] * 3
+    short: list[Progress] = []
+    picture = np.zeros((64, 64, 3), np.uint8)
+    engine.submit(replace(REQUEST, steps=10, image=picture, strength=0.25, sampler="heun"), short.append).result()
+    assert [(progress.step, progress.steps) for progress in short] == [(1, 2), (2, 2)]
+
+
+def test_an_observer_that_fails_fails_its_own_job_alone(engine: Engine) -> None:
+    def fail(_progress: Progress) -> None:
+        raise ZeroDivisionError("observer")
+
+    bad, good = engine.submit(REQUEST, fail), engine.submit(REQUEST)
+    with pytest.raises(ZeroDivisionError, match="observer"):
+        bad.result()
+    assert good.result().images
+
+
+def test_memory_errors_say_what_to_do_and_the_engine_lives_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: UNet, *arguments: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "run", fail)
+        patch.setattr(UNet, "forward", fail)
         with pytest.raises(OutOfMemory, match="2 x 64x64 pixels; ask for fewer or smaller"):
             engine.submit(replace(REQUEST, num_images=2)).result()
     assert engine.submit(REQUEST).result().images
 
 
+def test_where_memory_holds_one_picture_at_a_time_all_are_drawn(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, sizes = UNet.forward, list[int]()
+
+    def small(self: UNet, x: Tensor, timesteps: Tensor, contexts: Contexts) -> Tensor:
+        sizes.append(len(x))
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x, timesteps, contexts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UNet, "forward", small)
+        pictures = engine.submit(replace(REQUEST, num_images=4)).result().images
+    assert sizes.count(4) == 1  # the scheduler learnt from it
+    for picture, whole in zip(pictures, engine.submit(replace(REQUEST, num_images=4)).result().images, strict=True):
+        assert levels_apart(picture, whole) <= 1
+
+
 def test_other_errors_reach_the_asker_unchanged(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Runner, works: list[Work]) -> object:
+    def fail(self: UNet, *arguments: object) -> Tensor:
         raise ZeroDivisionError("shape")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "run", fail)
+        patch.setattr(UNet, "forward", fail)
         with pytest.raises(ZeroDivisionError, match="shape"):
             engine.submit(REQUEST).result()
     assert engine.submit(REQUEST).result().images
+
+
+requests = st.builds(
+    GenerationRequest,
+    prompt=st.sampled_from(["a cat", "", "dogs"]),
+    negative_prompt=st.sampled_from(["", "blur"]),
+    seed=st.integers(0, 3),
+    width=st.sampled_from([64, 72]),
+    height=st.just(64),
+    steps=st.integers(1, 5),
+    guidance_scale=st.sampled_from([1.0, 4.0]),
+    sampler=st.sampled_from(sorted(SOLVERS)),
+    schedule=st.just("default"),
+    num_images=st.integers(1, 3),
+    image=st.sampled_from([None, "black"]),
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    jobs=st.lists(st.tuples(requests, st.booleans(), st.floats(0, 0.05)), min_size=1, max_size=6),
+    max_batch=st.integers(1, 4),
+)
+def test_whatever_arrives_and_leaves_each_picture_is_as_if_alone(
+    tiny_model: StableDiffusion, jobs: list[tuple[GenerationRequest, bool, float]], max_batch: int
+) -> None:
+    engine, alone = Engine(tiny_model, max_batch), Engine(tiny_model, max_batch=1)
+    submitted = []
+    for request, cancelled, wait in jobs:
+        if request.image is not None:
+            picture = np.zeros((request.height, request.width, 3), np.uint8)
+            request = replace(request, image=picture, strength=0.7)
+        future = engine.submit(request)
+        time.sleep(wait)
+        submitted.append((request, future, cancelled and future.cancel()))
+    for request, future, was_cancelled in submitted:
+        if was_cancelled:
+            assert future.cancelled()
+            continue
+        for image, seed in zip(future.result(60).images, request.seeds, strict=True):
+            expected = alone.submit(replace(request, seed=seed, num_images=1)).result(60).images[0]
+            assert levels_apart(image, expected) <= 1
+    engine.close()
+    alone.close()
 
 
 def test_close_draws_what_was_submitted_before(tiny_model: StableDiffusion) -> None:

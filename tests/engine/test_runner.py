@@ -1,34 +1,45 @@
-"""How work of many pictures shares forwards, shown on small networks with random weights."""
+"""How work shares a forward, and what happens when a forward fails, shown on networks that compute almost nothing."""
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sd_core.contracts import Decode, Encode, UNetRows, Work
-from sd_core.engine.runner import Runner, drive
+from sd_core.engine.runner import Runner, is_out_of_memory
+from sd_core.models.unet import Contexts
+
+Check = Callable[[Tensor, Tensor], None]
 
 
-class RecordingUNet(nn.Module):
-    """Answers row-wise, so that an answer given to the wrong row is seen, and remembers each forward's rows."""
+@dataclass
+class RecordingUNet:
+    """Answers row by row, so that an answer given to the wrong row is seen, and remembers each forward's rows."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[int] = []
+    check: Check = lambda _latents, _rows: None
+    rows: list[int] = field(default_factory=list)
+    reads: int = 0
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        self.rows.append(len(x))
+    def read(self, context: Tensor, rows: Tensor | None = None) -> Contexts:
+        self.reads += 1
+        return Contexts(((context, context),), rows)
+
+    def __call__(self, x: Tensor, timesteps: Tensor, contexts: Contexts) -> Tensor:
+        context = contexts.read[0][0]
+        self.rows.append(len(context))
+        self.check(x, context)
         assert timesteps.dtype == torch.float32
+        x, timesteps = contexts.spread(x, len(context)), contexts.spread(timesteps, len(context))
         return x * 2 + timesteps[:, None, None, None] + context.sum(dim=(1, 2))[:, None, None, None]
 
 
+@dataclass
 class RecordingVAE:
-    def __init__(self) -> None:
-        self.batches: list[int] = []
+    batches: list[int] = field(default_factory=list)
 
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         self.batches.append(len(pixels))
@@ -39,97 +50,109 @@ class RecordingVAE:
         return latents * 3
 
 
-CPU = torch.device("cpu")
+def runner_of(unet: RecordingUNet, vae: RecordingVAE | None = None) -> Runner:
+    model: Any = SimpleNamespace(networks=SimpleNamespace(unet=unet, vae=vae), device=torch.device("cpu"))
+    return Runner(model)
 
 
-@dataclass
-class FakeModel:
-    networks: Any
-    device: torch.device = CPU
-
-
-@pytest.fixture
-def unet() -> RecordingUNet:
-    return RecordingUNet()
-
-
-@pytest.fixture
-def vae() -> RecordingVAE:
-    return RecordingVAE()
-
-
-def runner_of(unet: RecordingUNet, vae: RecordingVAE, max_batch: int) -> Runner:
-    model: Any = FakeModel(SimpleNamespace(unet=unet, vae=vae))
-    return Runner(model, max_batch)
-
-
-def rows(seed: int, timestep: float, contexts: int, size: tuple[int, int] = (3, 5)) -> UNetRows:
+def rows(seed: int, timestep: float, contexts: int) -> UNetRows:
     generator = torch.Generator().manual_seed(seed)
     return UNetRows(
-        torch.randn(1, 4, *size, generator=generator), timestep, torch.randn(contexts, 7, 2, generator=generator)
+        torch.randn(1, 4, 3, 5, generator=generator), timestep, torch.randn(contexts, 7, 2, generator=generator)
     )
 
 
-def answer_alone(unet: RecordingUNet, work: UNetRows) -> Tensor:
-    count = len(work.context)
-    return unet(work.latents.repeat(count, 1, 1, 1), torch.full((count,), work.timestep), work.context)
+def answer_alone(work: UNetRows) -> Tensor:
+    (answer,), held = runner_of(RecordingUNet()).run([work])
+    assert held and isinstance(answer, Tensor)
+    return answer
 
 
-def test_each_work_gets_its_own_answer_whatever_it_is_stacked_with(unet: RecordingUNet, vae: RecordingVAE) -> None:
-    works: list[Work] = [
-        rows(1, 10.5, 2),
-        Decode(torch.randn(1, 4, 3, 5)),
-        rows(2, 999.0, 1),
-        rows(3, 0.0, 2, size=(4, 4)),
-        Encode(torch.randn(1, 3, 24, 40), torch.randn(1, 1, 3, 5)),
-        rows(4, 1.0, 3),
-    ]
-    answers, seconds = runner_of(unet, vae, max_batch=8).run(works)
-    assert unet.rows == [6, 2]  # one forward a latent shape
-    assert set(seconds) == {"denoise", "encode", "decode"}
+def test_rows_of_all_pictures_go_through_one_forward() -> None:
+    unet = RecordingUNet()
+    works = [rows(1, 10.5, 2), rows(2, 999.0, 1), rows(3, 1.0, 3)]
+    answers, held = runner_of(unet).run(works)
+    assert unet.rows == [6] and held
     for work, answer in zip(works, answers, strict=True):
-        match work:
-            case UNetRows():
-                assert torch.equal(answer, answer_alone(unet, work))
-            case Decode(latents=latents):
-                assert torch.equal(answer, latents * 3)
-            case Encode(pixels=pixels, noise=noise):
-                assert torch.equal(answer, vae.encode(pixels, noise))
+        assert torch.equal(answer, answer_alone(work))
 
 
-def test_a_forward_holds_at_most_max_batch_pictures(unet: RecordingUNet, vae: RecordingVAE) -> None:
+def test_the_vae_takes_pictures_together() -> None:
+    vae = RecordingVAE()
+    runner = runner_of(RecordingUNet(), vae)
+    decodes = [Decode(torch.randn(1, 4, 3, 5)) for _ in range(2)]
+    for work, answer in zip(decodes, runner.run(decodes)[0], strict=True):
+        assert torch.equal(answer, work.latents * 3)
+    encodes = [Encode(torch.randn(1, 3, 24, 40), torch.randn(1, 1, 3, 5)) for _ in range(3)]
+    for work, answer in zip(encodes, runner.run(encodes)[0], strict=True):
+        assert torch.equal(answer, work.pixels[:, :1, ::8, ::8] + work.noise)
+    assert vae.batches == [2, 3]
+
+
+def test_prompts_are_read_once_for_as_long_as_the_batch_stays() -> None:
+    unet = RecordingUNet()
+    runner, first, second = runner_of(unet), rows(1, 10.0, 2), rows(2, 20.0, 1)
+    for _ in range(3):
+        runner.run([first, second])
+    assert unet.reads == 1
+    (answer,), _ = runner.run([second])
+    assert unet.reads == 2 and torch.equal(answer, answer_alone(second))
+    runner.run([first, second])
+    assert unet.reads == 2
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["cuda", "python", "cpu"],
+)
+def test_without_memory_for_all_the_halves_run(failure: Exception) -> None:
+    def at_most_three(_latents: Tensor, context: Tensor) -> None:
+        if len(context) > 3:
+            raise failure
+
+    unet = RecordingUNet(at_most_three)
+    works = [rows(seed, float(seed), 2 if seed else 1) for seed in range(4)]
+    answers, held = runner_of(unet).run(works)
+    assert not held
+    assert unet.rows == [7, 3, 4, 2, 2]
+    for work, answer in zip(works, answers, strict=True):
+        assert torch.equal(answer, answer_alone(work))
+
+
+def test_a_picture_whose_rows_do_not_fit_together_runs_row_by_row() -> None:
+    def one(_latents: Tensor, context: Tensor) -> None:
+        if len(context) > 1:
+            raise MemoryError
+
+    unet, work = RecordingUNet(one), rows(1, 5.0, 2)
+    (answer,), held = runner_of(unet).run([work])
+    assert not held and unet.rows == [2, 1, 1]
+    assert torch.equal(answer, answer_alone(work))
+
+
+def test_only_what_cannot_run_alone_fails() -> None:
     works: list[Work] = [rows(seed, float(seed), 2) for seed in range(5)]
-    answers, _ = runner_of(unet, vae, max_batch=2).run(works)
-    assert unet.rows == [4, 4, 2]
-    for work, answer in zip(works, answers, strict=True):
-        assert isinstance(work, UNetRows)
-        assert torch.equal(answer, answer_alone(unet, work))
+    poison = works[3]
+    assert isinstance(poison, UNetRows)
+
+    def refuse(latents: Tensor, _context: Tensor) -> None:
+        if any(torch.equal(row, poison.latents[0]) for row in latents):
+            raise ZeroDivisionError("that one")
+
+    answers, held = runner_of(RecordingUNet(refuse)).run(works)
+    assert held
+    assert [type(answer) for answer in answers] == [Tensor, Tensor, Tensor, ZeroDivisionError, Tensor]
 
 
-def counting_picture(asks: int, closed: list[int]) -> Generator[Work, Tensor, Tensor]:
-    total = torch.zeros(1)
-    try:
-        for index in range(asks):
-            total = total + (yield rows(index, float(index), 1)).sum()
-        return total
-    finally:
-        closed.append(asks)
+def test_a_row_that_finds_no_memory_alone_fails_with_the_error_it_met() -> None:
+    def never(_latents: Tensor, _context: Tensor) -> None:
+        raise MemoryError("none left")
 
-
-def test_pictures_of_different_lengths_are_driven_together(unet: RecordingUNet, vae: RecordingVAE) -> None:
-    together, _ = drive([counting_picture(n, []) for n in (3, 1, 2)], runner_of(unet, vae, 8))
-    assert unet.rows == [3, 2, 1]
-    alone = [drive([counting_picture(n, [])], runner_of(unet, vae, 8))[0][0] for n in (3, 1, 2)]
-    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
-
-
-def test_an_error_closes_every_picture(unet: RecordingUNet, vae: RecordingVAE) -> None:
-    ticks, closed = iter(range(10)), list[int]()
-
-    def stop_at_third_tick() -> None:
-        if next(ticks) == 2:
-            raise KeyError("stop")
-
-    with pytest.raises(KeyError):
-        drive([counting_picture(5, closed), counting_picture(6, closed)], runner_of(unet, vae, 8), stop_at_third_tick)
-    assert sorted(closed) == [5, 6]
+    answers, held = runner_of(RecordingUNet(never)).run([rows(1, 1.0, 2), rows(2, 1.0, 1)])
+    assert not held
+    assert all(isinstance(answer, MemoryError) and is_out_of_memory(answer) for answer in answers)

@@ -57,3 +57,19 @@ def test_an_argument_is_not_changed(unet: UNet) -> None:
     copies = [argument.clone() for argument in arguments]
     unet(*arguments)
     assert all(torch.equal(argument, copy) for argument, copy in zip(arguments, copies, strict=True))
+
+
+def test_prompts_of_one_picture_share_what_comes_before_them(unet: UNet) -> None:
+    """Two guided pictures and one without guidance between them, beside the same rows written out."""
+    latents, context = torch.randn(3, 4, 9, 7), torch.randn(5, 77, CONTEXT)
+    timesteps, rows = torch.tensor([999.0, 421.37, 3.0]), torch.tensor([0, 0, 1, 2, 2])
+    shared = unet(latents, timesteps, unet.read(context, rows))
+    torch.testing.assert_close(shared, unet(latents[rows], timesteps[rows], context), rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_read_of_prompts_serves_every_step(unet: UNet) -> None:
+    context = torch.randn(2, 77, CONTEXT)
+    contexts = unet.read(context)
+    for timestep in (900.0, 20.0):
+        latents, timesteps = torch.randn(2, 4, 8, 8), torch.full((2,), timestep)
+        assert torch.equal(unet(latents, timesteps, contexts), unet(latents, timesteps, context))

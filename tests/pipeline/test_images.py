@@ -3,7 +3,11 @@ import pytest
 import torch
 
 from sd_core.contracts import NotFinite
-from sd_core.pipeline.images import to_image, to_pixels
+from sd_core.pipeline.images import Drawn, to_pixels
+
+
+def drawn(pixels: torch.Tensor) -> np.ndarray:
+    return Drawn(pixels).image()
 
 
 def test_there_and_back_is_exact_for_every_level() -> None:
@@ -11,12 +15,12 @@ def test_there_and_back_is_exact_for_every_level() -> None:
     pixels = to_pixels(image, torch.device("cpu"))
     assert pixels.shape == (1, 3, 16, 16)
     assert pixels.min() == -1 and pixels.max() == 1
-    assert np.array_equal(to_image(pixels), image)
+    assert np.array_equal(drawn(pixels), image)
 
 
 def test_levels_are_rounded_and_clamped() -> None:
     def level(value: float) -> int:
-        return int(to_image(torch.full((1, 3, 1, 1), value))[0, 0, 0])
+        return int(drawn(torch.full((1, 3, 1, 1), value))[0, 0, 0])
 
     assert level(-7.0) == 0 and level(7.0) == 255
     assert level(99.6 / 127.5 - 1) == 100
@@ -35,4 +39,4 @@ def test_numbers_out_of_range_are_no_picture(value: float) -> None:
     pixels = torch.zeros(1, 3, 8, 8)
     pixels[0, 1, 2, 3] = value
     with pytest.raises(NotFinite, match="SD_DTYPE=bf16 or fp32"):
-        to_image(pixels)
+        drawn(pixels)
