@@ -25,10 +25,8 @@ UNET_CONFIG = UNetConfig(
 TRAINING_SET_SEED = 1
 PROMPT_DROPOUT = 0.12
 SNR_CAP = 5.0
-PURE_NOISE = 0.12
-"""Share of the second stage's rows that show what sampling begins with: noise without a trace of the picture."""
-
 FIRST_PURE_TIMESTEP = 950
+STARS_HELP = "how often pictures with a star, which is the hardest to draw, are chosen for each other picture"
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
@@ -66,7 +64,13 @@ def training_set(vae: VAE, tokenizer: CLIPTokenizer, count: int) -> tuple[Tensor
     return torch.cat(latents), torch.tensor(ids)
 
 
-def questions(x0: Tensor, *, second: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def star_shares(ids: Tensor, tokenizer: CLIPTokenizer, stars: float) -> Tensor:
+    """How often to choose each picture, from its prompt's token ids (count, 77): those with a star `stars` times."""
+    (star,) = tokenizer.encode("star", 3).ids[1:2]
+    return torch.where((ids == star).any(dim=1), stars, 1.0)
+
+
+def questions(x0: Tensor, pure_noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noisy latents, their timesteps, the eps to learn and each row's weight, for clean latents (B, 4, 16, 16).
 
     The first stage weighs rows as min-SNR does (Hang et al. 2023). Where noise is strongest, though, eps hardly shows
@@ -77,7 +81,7 @@ def questions(x0: Tensor, *, second: bool) -> tuple[Tensor, Tensor, Tensor, Tens
     rows = len(x0)
     # Spread evenly over the schedule: less variance a step than independent draws.
     timesteps = ((torch.arange(rows) + torch.rand(rows)) / rows * 1000).long().clamp(max=999)
-    pure = torch.rand(rows) < (PURE_NOISE if second else 0.0)
+    pure = torch.rand(rows) < pure_noise
     timesteps = torch.where(pure, torch.randint(FIRST_PURE_TIMESTEP, 1000, (rows,)), timesteps)
     alpha = alphas[timesteps][:, None, None, None]
     noise = torch.randn_like(x0)
@@ -85,7 +89,7 @@ def questions(x0: Tensor, *, second: bool) -> tuple[Tensor, Tensor, Tensor, Tens
     target = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
     snr = (alpha / (1 - alpha)).flatten()
     weight = snr.clamp(max=SNR_CAP) / snr
-    return x, timesteps, target, weight * (1 + 1 / snr).sqrt() if second else weight
+    return x, timesteps, target, weight * (1 + 1 / snr).sqrt() if pure_noise else weight
 
 
 def main() -> None:
@@ -95,7 +99,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--decay-steps", type=int, help="where the learning rate's cosine ends; default: --steps")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--second", action="store_true", help="go on from a first stage: learn what prompts decide")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stars", type=float, default=1.0, help=STARS_HELP)
+    parser.add_argument(
+        "--pure-noise",
+        type=float,
+        default=0.0,
+        help="second stage: go on from the first and learn what prompts decide, with this share of rows of pure noise",
+    )
     arguments = parser.parse_args()
     out: Path = arguments.out
 
@@ -110,20 +121,20 @@ def main() -> None:
     latents, ids = data["latents"], data["ids"]
     print(f"{len(latents)} pictures, latents' deviation {latents.float().std():.3f}", flush=True)
 
-    torch.manual_seed(int(arguments.second))
+    second = arguments.pure_noise > 0
+    torch.manual_seed(arguments.seed)
     model = Diffusion(tokenizer)
-    if arguments.second:
+    if second:
         model.load_state_dict(load_file(out / "diffusion.safetensors"))
-    optimizer = Optimizer(
-        model, learning_rate=7e-4 if arguments.second else 1e-3, steps=arguments.decay_steps or arguments.steps
-    )
+    optimizer = Optimizer(model, learning_rate=7e-4 if second else 1e-3, steps=arguments.decay_steps or arguments.steps)
+    shares = star_shares(ids, tokenizer, arguments.stars)
     no_prompt = torch.tensor(tokenizer.encode("", 77).ids)
     started, seen = time.monotonic(), []
     for step in range(arguments.steps):
-        chosen = torch.randint(len(latents), (arguments.batch,))
+        chosen = torch.multinomial(shares, arguments.batch, replacement=True)
         x0, prompt = latents[chosen].float(), ids[chosen].clone()
         prompt[torch.rand(len(prompt)) < PROMPT_DROPOUT] = no_prompt
-        x, timesteps, target, weight = questions(x0, second=arguments.second)
+        x, timesteps, target, weight = questions(x0, arguments.pure_noise)
         eps = model.unet(x.bfloat16(), timesteps.float(), model.text_encoder(prompt)).float()
         error = (eps - target).square().mean(dim=(1, 2, 3))
         loss = (error * weight).mean()
