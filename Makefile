@@ -34,7 +34,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/.dev
-	for script in text vae step start first demo batch; do $(BIN)/python -m bench.$$script $(ARGS) || exit 1; done
+	for script in text vae step peak start first demo batch throughput; do $(BIN)/python -m bench.$$script $(ARGS) || exit 1; done
 
 # A stamp is newer than the pins that it stands for, so a changed pin installs and an unchanged one costs nothing.
 $(VENV)/.runtime: requirements.txt

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worker.job import Service
+    from worker.progress import Send
 
 
 @functools.cache
@@ -27,23 +28,25 @@ def service() -> "Service":
         sys.exit(str(error))
 
 
-async def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """`{"id": ..., "input": {...}}`, as the platform delivers a job -> its response, a bad job's too."""
+async def handler(job: dict[str, Any], send: "Send | None" = None) -> dict[str, Any]:
+    """`{"id": ..., "input": {...}}`, as the platform delivers a job -> its response, a bad job's too.
+
+    With `send`, which the platform's loop gives, the job's progress is told while it is drawn.
+    """
     from worker.job import run_job
 
-    return await run_job(job, service())
+    return await run_job(job, service(), send)
 
 
 def main() -> None:
-    import runpod.serverless
     from runpod.serverless.modules.rp_logger import RunPodLogger
 
+    from worker import runpod_loop
     from worker.log import configure_sdk
 
     settings = service().settings
     configure_sdk(RunPodLogger(), settings.log_level)
-    # Constant: at every change of it the SDK waits until all jobs in flight have ended.
-    runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda _: settings.max_concurrency})
+    runpod_loop.start(handler, settings.max_concurrency)
 
 
 # The SDK's heartbeat is a child process, and under spawn it imports this module again: it needs no model.

@@ -67,7 +67,8 @@ class RandomModel:
             }
 
 
-def parse(description: str, argv: Sequence[str] | None, rounds: int) -> Options:
+def command_line(description: str, rounds: int) -> argparse.ArgumentParser:
+    """The options that every measurement has; a script may add its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--tiny", action="store_true", help="a tiny model: shows that the script works, measures nothing"
@@ -81,9 +82,16 @@ def parse(description: str, argv: Sequence[str] | None, rounds: int) -> Options:
         default=Path(tempfile.gettempdir()) / "sd15-worker-bench",
         help="where the random models are kept",
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
     device = choose_device(arguments.device)
     return Options(arguments.tiny, device, choose_dtype(arguments.dtype, device), arguments.rounds, arguments.cache)
+
+
+def parse(description: str, argv: Sequence[str] | None, rounds: int) -> Options:
+    return options_of(command_line(description, rounds).parse_args(argv))
 
 
 def random_model(options: Options) -> RandomModel:

@@ -1,4 +1,8 @@
-"""One UNet call with guidance at 512x512: two rows of 64x64 latents. `python -m bench.step [--dtype bf16]`"""
+"""One UNet call with guidance at 512x512: two rows of 64x64 latents. `python -m bench.step [--dtype bf16]`
+
+Each side runs it as its own pipeline does at every step: ours with the prompts read beforehand, and the two rows as
+one picture, diffusers with the latents doubled.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,21 +23,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     side = 8 if options.tiny else 64
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, 4, side, side, generator=generator).expand(2, -1, -1, -1).to(options.device)
+    latents = torch.randn(1, 4, side, side, generator=generator).to(options.device)
     context = torch.randn(2, 77, model.architecture.unet.context_dim, generator=generator)
     context = context.to(options.device, options.torch_dtype)
-    timesteps = torch.tensor([500.0, 500.0], device=options.device)
-    typed = latents.to(options.torch_dtype)
+    timesteps = torch.tensor([500.0], device=options.device)
+    doubled = torch.cat([latents, latents]).to(options.torch_dtype)
+    read = unet.read(context, torch.tensor([0, 0], device=options.device))
 
     def ours_call() -> torch.Tensor:
-        eps: torch.Tensor = unet(latents, timesteps, context)
+        eps: torch.Tensor = unet(latents, timesteps, read)
         return eps
 
     def theirs_call() -> torch.Tensor:
-        eps: torch.Tensor = theirs(typed, timesteps, context).sample
+        eps: torch.Tensor = theirs(doubled, timesteps, context).sample
         return eps
 
-    return compare("step", options, ours_call, "diffusers", theirs_call, latents=list(latents.shape))
+    return compare("step", options, ours_call, "diffusers", theirs_call, latents=list(doubled.shape))
 
 
 if __name__ == "__main__":

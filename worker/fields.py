@@ -58,6 +58,7 @@ class Fields(BaseModel):
     strength: float = Field(0.8, gt=0, le=1)
     mask: str | None = None
     output_format: Literal["png", "jpeg", "webp"] = "png"
+    preview: bool = False
 
 
 NULLABLE = frozenset({"seed", "image", "mask"})

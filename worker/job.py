@@ -3,18 +3,19 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from sd_core.contracts import GenerationRequest, GenerationResult, OutOfMemory, SDError
+from sd_core.contracts import GenerationRequest, GenerationResult, Observe, OutOfMemory, SDError
 from worker.fetch import fetch
 from worker.identity import ModelIdentity
 from worker.inputs import choose_size, decode_base64, decode_picture, is_url, resized
 from worker.log import job_line, log
-from worker.respond import Response, failure, success
+from worker.progress import Send, reporting
+from worker.respond import Response, failure, new_encoders, success
 from worker.schema import Limits, ParsedJob, parse_request, uid_of
 from worker.settings import Settings
 
@@ -22,7 +23,7 @@ from worker.settings import Settings
 class Drawing(Protocol):
     """What a job needs of the engine."""
 
-    def submit(self, request: GenerationRequest) -> Future[GenerationResult]: ...
+    def submit(self, request: GenerationRequest, observe: Observe | None = None) -> Future[GenerationResult]: ...
 
     def close(self) -> None: ...
 
@@ -35,19 +36,23 @@ class Service:
     engine: Drawing
     model: ModelIdentity
     limits: Limits
+    encoders: Executor = field(default_factory=new_encoders)
 
 
 class Internal(SDError):
     """Something that no job should be able to cause. Its cause is in the log."""
 
 
-async def run_job(job: Mapping[str, Any], service: Service) -> Response:
-    """`{"input": {...}}` -> the response or the failure; raises nothing but the cancellation of its task."""
+async def run_job(job: Mapping[str, Any], service: Service, send: Send | None = None) -> Response:
+    """`{"input": {...}}` -> the response or the failure; raises nothing but the cancellation of its task.
+
+    Where there is a `send`, it is given the messages about the job's progress, none of them after the return.
+    """
     payload = job.get("input")
     uid = uid_of(payload)
     seen: dict[str, Any] = {"requestId": job.get("id"), "uid": uid}
     try:
-        response = await _draw(payload, uid, service, seen)
+        response = await _draw(payload, uid, service, send, seen)
     except asyncio.CancelledError:
         job_line(logging.INFO, "job cancelled", {**seen, "outcome": "cancelled"})
         raise
@@ -67,7 +72,7 @@ async def run_job(job: Mapping[str, Any], service: Service) -> Response:
     return response
 
 
-async def _draw(payload: object, uid: str, service: Service, seen: dict[str, Any]) -> Response:
+async def _draw(payload: object, uid: str, service: Service, send: Send | None, seen: dict[str, Any]) -> Response:
     """The job's life. `seen` collects what is known of it, for the one line that it leaves in the log."""
     parsed = parse_request(payload, service.limits, uid)
     request, notes = await _request(parsed, service.limits)
@@ -80,17 +85,20 @@ async def _draw(payload: object, uid: str, service: Service, seen: dict[str, Any
         "image_to_image": request.image is not None,
     }
     log.debug("job drawn from", extra={"fields": {**seen, **_prompts(parsed)}})
-    result = await asyncio.wrap_future(service.engine.submit(request))
-    return await asyncio.to_thread(
-        success,
-        parsed,
-        request,
-        result,
-        service.model.describe(),
-        service.settings.outputs,
-        service.settings.max_response_bytes,
-        notes,
-    )
+    if parsed.preview and send is None:
+        notes += ("preview did nothing: only jobs from RunPod's queue tell their progress",)
+    async with reporting(send, parsed.preview, parsed.uid) as observe:
+        result = await asyncio.wrap_future(service.engine.submit(request, observe))
+        return await success(
+            parsed,
+            request,
+            result,
+            service.model.describe(),
+            service.settings.outputs,
+            service.settings.max_response_bytes,
+            service.encoders,
+            notes,
+        )
 
 
 def _prompts(parsed: ParsedJob) -> dict[str, str]:

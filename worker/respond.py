@@ -1,9 +1,13 @@
 """Pictures and what they were drawn from -> the response, within the size that the platform carries."""
 
+import asyncio
 import base64
 import io
 import json
+import os
 import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,11 @@ from worker.schema import ParsedJob
 from worker.storage import store
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    "png": {"compress_level": 6},
+    "png": {"compress_level": 1},
     "jpeg": {"quality": 95, "subsampling": 0},
     "webp": {"quality": 95, "method": 4},
 }
-
+MOST_ENCODERS = 4
 
 UNSHOWN = ("image", "images", "parameters", "warnings")  # a warning may quote a prompt
 
@@ -43,34 +47,43 @@ class Response(dict[str, Any]):
         return repr({key: value for key, value in self.items() if key not in UNSHOWN})
 
 
-def success(
+def new_encoders() -> ThreadPoolExecutor:
+    """Threads for `success`, apart from asyncio's own, where a download or a preview may be waited for."""
+    return ThreadPoolExecutor(min(MOST_ENCODERS, os.cpu_count() or 1), thread_name_prefix="encoder")
+
+
+async def success(
     job: ParsedJob,
     request: GenerationRequest,
     result: GenerationResult,
     model: dict[str, str | None],
     outputs: Path,
     max_bytes: int,
+    encoders: Executor,
     warnings: tuple[str, ...] = (),
 ) -> Response:
-    """Encode, store and pack the pictures of one job; takes a moment, so call it off the event loop.
+    """Encode the pictures of one job, several at once, and store and pack them, all of it on `encoders`.
 
     Raises `StorageFailed`, and `PayloadTooLarge` where it would exceed `max_bytes`; the pictures are stored
-    by then.
+    by then. Cancelled while it encodes, it stores nothing.
     """
     started = time.perf_counter()
-    files = [
-        encode(image, job.output_format, parameters_text(job, request, seed, model))
-        for image, seed in zip(result.images, result.seeds, strict=True)
-    ]
-    stored = [str(path) for path in store(outputs, job.uid, files, job.output_format)]
-    pictures = [base64.b64encode(file).decode("ascii") for file in files]
+    on_encoders = partial(asyncio.get_running_loop().run_in_executor, encoders)
+    files = await asyncio.gather(
+        *(
+            on_encoders(encode, image, job.output_format, parameters_text(job, request, seed, model))
+            for image, seed in zip(result.images, result.seeds, strict=True)
+        )
+    )
+    stored = await on_encoders(store, outputs, job.uid, files, job.output_format)
+    pictures = await on_encoders(_in_base64, files)
     single = len(pictures) == 1
     response = Response(
         message="success",
         uid=job.uid,
         **({"image": pictures[0]} if single else {"images": pictures}),
         **({"seed": result.seeds[0]} if single else {"seeds": result.seeds}),
-        outputs=stored,
+        outputs=[str(path) for path in stored],
         parameters=parameters(job, request),
         timings_ms={},
         model=model,
@@ -78,14 +91,22 @@ def success(
     )
     timings = {**result.timings_ms, "respond": 1000 * (time.perf_counter() - started)}
     response["timings_ms"] = {name: round(spent, 1) for name, spent in timings.items()}
+    await on_encoders(_check_size, response, max_bytes)
+    return response
+
+
+def _in_base64(files: list[bytes]) -> list[str]:
+    return [base64.b64encode(file).decode("ascii") for file in files]
+
+
+def _check_size(response: Response, max_bytes: int) -> None:
     # What the platform is sent holds the response under `output`. Not-a-number would be no JSON there.
     size = len(json.dumps({"output": response}, allow_nan=False))
     if size > max_bytes:
         raise PayloadTooLarge(
-            f"the response has {size:,} bytes, over the limit of {max_bytes:,}; ask for fewer or smaller "
-            f"pictures, or for output_format jpeg or webp. The pictures are stored: {', '.join(stored)}"
+            f"the response has {size:,} bytes, over the limit of {max_bytes:,}; ask for fewer or smaller pictures, or "
+            f"for output_format jpeg or webp. The pictures are stored: {', '.join(response['outputs'])}"
         )
-    return response
 
 
 def failure(error: SDError, uid: str) -> Response:

@@ -43,6 +43,7 @@ class ParsedJob:
     image: str | None
     strength: float
     output_format: str
+    preview: bool
     warnings: tuple[str, ...]
 
     @property
@@ -204,6 +205,7 @@ def _parsed(
         image=fields.image,
         strength=fields.strength,
         output_format=fields.output_format,
+        preview=fields.preview,
         warnings=tuple(_without_effect(fields, values, written)),
     )
 

@@ -20,7 +20,15 @@ from worker.settings import Settings
 from worker.startup import start
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-BAD_INPUT = ("invalid_input", "invalid_image")
+STATUS = {
+    None: HTTPStatus.OK,
+    "invalid_input": HTTPStatus.BAD_REQUEST,
+    "invalid_image": HTTPStatus.BAD_REQUEST,
+    "busy": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""Of a response, by its error code; every other code is an internal error."""
+
+RETRY_AFTER_S = 5
 CLIENT_GONE = 499
 
 
@@ -135,8 +143,8 @@ async def _client_left_during(job: asyncio.Task[Any], request: Request) -> bool:
 
 async def _answer(response: dict[str, Any], status: int | None = None) -> Response:
     if status is None:
-        code = response.get("error_code")
-        status = HTTPStatus.OK if code is None else 400 if code in BAD_INPUT else 500
+        status = STATUS.get(response.get("error_code"), HTTPStatus.INTERNAL_SERVER_ERROR)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
     # Megabytes of base64: not on the event loop.
     content = await asyncio.to_thread(json.dumps, response)
-    return Response(content, status_code=int(status), media_type="application/json")
+    return Response(content, int(status), headers, media_type="application/json")

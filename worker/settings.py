@@ -26,6 +26,7 @@ SWITCH = {
 
 DEFAULT_MAX_BATCH = 4
 DEFAULT_MAX_CONCURRENCY = 2  # one job is drawn while the one before it is encoded, stored and sent
+DEFAULT_MAX_JOBS = 64
 DEFAULT_MAX_PIXELS = 2048 * 2048  # the largest picture, or sixteen of 512x512
 SMALLEST_PICTURE = 64 * 64
 
@@ -47,6 +48,7 @@ class Settings:
     dtype: str = "auto"
     max_batch: int = DEFAULT_MAX_BATCH
     max_concurrency: int = DEFAULT_MAX_CONCURRENCY
+    max_jobs: int = DEFAULT_MAX_JOBS
     max_pixels: int = DEFAULT_MAX_PIXELS
     max_response_bytes: int = 10_000_000
     log_level: str = "INFO"
@@ -77,6 +79,7 @@ def read_settings(
     outputs = reader.text("SD_OUTPUTS")
     debug = reader.switch("SD_DEBUG") | reader.switch("FLASK_DEBUG")
     level = reader.choice("LOG_LEVEL", "INFO", tuple(LOG_LEVELS), str.upper)
+    max_concurrency = reader.integer("SD_MAX_CONCURRENCY", DEFAULT_MAX_CONCURRENCY, 1, 1024)
     settings = Settings(
         weights=Path(weights).expanduser() if weights else None,
         search=(volume / "weights", workspace / "weights", *(() if on_runpod else (bundled,))),
@@ -86,7 +89,9 @@ def read_settings(
         device=reader.choice("SD_DEVICE", "auto", DEVICES, str.lower),
         dtype=reader.choice("SD_DTYPE", "auto", DTYPES, str.lower),
         max_batch=reader.integer("SD_MAX_BATCH", DEFAULT_MAX_BATCH, 1, 1024),
-        max_concurrency=reader.integer("SD_MAX_CONCURRENCY", DEFAULT_MAX_CONCURRENCY, 1, 1024),
+        max_concurrency=max_concurrency,
+        # Fewer, and the worker would take jobs from the platform only to refuse them.
+        max_jobs=reader.integer("SD_MAX_JOBS", max(DEFAULT_MAX_JOBS, max_concurrency), max_concurrency, 2**20),
         max_pixels=reader.integer("SD_MAX_PIXELS", DEFAULT_MAX_PIXELS, SMALLEST_PICTURE, 2**40),
         max_response_bytes=reader.megabytes("SD_MAX_RESPONSE_MB", 10.0),
         log_level="DEBUG" if debug else LOG_LEVELS[level],

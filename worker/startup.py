@@ -1,6 +1,8 @@
 """Settings -> a worker that is ready, or one message: what was looked for, where, and what mends it."""
 
 import atexit
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +41,42 @@ class Found:
         return self.checkpoint.parent
 
 
+class Phases:
+    """Where the time of the start goes: `imports` is all that went before this was made, where the system tells."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        if (age := process_age()) is not None:
+            self._seconds["imports"] = age
+        self._last = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        now = time.perf_counter()
+        self._seconds[name], self._last = now - self._last, now
+
+    def milliseconds(self) -> dict[str, float]:
+        spent = {**self._seconds, "total": sum(self._seconds.values())}
+        return {name: round(1000 * seconds, 1) for name, seconds in spent.items()}
+
+
+def process_age() -> float | None:
+    """Seconds since this process began, on Linux."""
+    stat = Path("/proc/self/stat")
+    if not stat.exists():
+        return None
+    # The fields after the name, which may hold spaces itself, begin with the third; the 22nd counts from the boot.
+    ticks = int(stat.read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
 def start(settings: Settings) -> Service:
     """Find, convert where needed, load and warm the model. Raises `StartupError`."""
     log.configure(settings.log_level)
+    phases = Phases()
     _check_outputs(settings.outputs)
     found = find(settings)
     try:
-        return _load(settings, found)
+        return _load(settings, found, phases)
     except (SDError, OSError, RuntimeError) as error:  # the last are torch's, of devices and drivers
         log.log.debug("the start failed", exc_info=error)
         raise StartupError(
@@ -56,22 +87,30 @@ def start(settings: Settings) -> Service:
         ) from error
 
 
-def _load(settings: Settings, found: Found) -> Service:
+def _load(settings: Settings, found: Found, phases: "Phases") -> Service:
     checkpoint = found.checkpoint
     if checkpoint.suffix == ".ckpt":
         from builder.convert import ensure_converted  # most starts have nothing to convert
 
         log.log.info(f"converting {checkpoint}, once for every worker that shares this directory")
         checkpoint = ensure_converted(checkpoint, checkpoint.with_suffix(".safetensors"))
+        phases.end("convert")
     model = StableDiffusion.load(checkpoint, found.directory, settings.device, settings.dtype)
-    engine = Engine(model, settings.max_batch)
+    phases.end("load")
+    engine = Engine(model, settings.max_batch, settings.max_jobs)
     # The interpreter must not be torn down under the drawing thread.
     atexit.register(engine.close)
     engine.warm_up()
     encode(np.zeros((8, 8, 3), np.uint8), "png", "")  # Pillow finds its writers at the first picture
+    phases.end("warm_up")
     identity = ModelIdentity(model.info.name, model.info.sha256, checkpoint)
     identity.hash_in_background()
-    about = {"model": str(checkpoint), "device": model.info.device, "dtype": model.info.dtype}
+    about = {
+        "model": str(checkpoint),
+        "device": model.info.device,
+        "dtype": model.info.dtype,
+        "start_ms": phases.milliseconds(),
+    }
     log.log.info("ready", extra={"fields": about})
     return Service(settings, engine, identity, Limits(settings.max_pixels, model.info.native_size))
 

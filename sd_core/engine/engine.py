@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -71,9 +71,15 @@ class Engine:
         self._door = threading.Lock()  # over the line above
         self._arrivals: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._queued: deque[torch.cuda.Event] = deque()
-        self._finishing = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="finishing")
+        self._drawn: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # Not an executor's: those end before the interpreter's exit handlers, and with them jobs that are still drawn.
+        self._finishing = [
+            threading.Thread(target=self._finish, name=f"finishing-{index}", daemon=True)
+            for index in range(FINISHING_THREADS)
+        ]
         self._thread = threading.Thread(target=self._work, name="drawing", daemon=True)
-        self._thread.start()
+        for thread in (*self._finishing, self._thread):
+            thread.start()
 
     def submit(self, request: GenerationRequest, observe: Observe | None = None) -> Future[GenerationResult]:
         """The job's future. Cancelling it ends the job before its next forward, also while it is drawn.
@@ -114,7 +120,10 @@ class Engine:
             self._closed = True
         self._arrivals.put(None)
         self._thread.join()
-        self._finishing.shutdown()
+        for _ in self._finishing:
+            self._drawn.put(None)
+        for thread in self._finishing:
+            thread.join()
 
     def _let_go(self, _future: Future[GenerationResult]) -> None:
         with self._door:
@@ -194,7 +203,7 @@ class Engine:
             self._scheduler.running.remove(picture)
             job.drawn[picture.index] = Drawn(end.value)
             if all(job.drawn):
-                self._finishing.submit(_finish, job)
+                self._drawn.put(job)
 
     def _asked(self, job: _Job, work: Work) -> Work:
         """Notes when the job's first picture came to its steps, and its last to its decoding."""
@@ -203,6 +212,13 @@ class Engine:
         if isinstance(work, Decode):
             job.moments["decoding"] = time.perf_counter()
         return work
+
+    def _finish(self) -> None:
+        while (job := self._drawn.get()) is not None:
+            try:
+                _settle(job.future, _result(job))
+            except Exception as error:  # noqa: BLE001 - as in _begin
+                _settle(job.future, error)
 
     def _wait_for_room_ahead(self) -> None:
         if self.model.device.type != "cuda":
@@ -235,13 +251,9 @@ def _preview(foresee: Callable[[], Tensor], latent_to_rgb: LatentToRGB) -> np.nd
         return preview(foresee(), latent_to_rgb)
 
 
-def _finish(job: _Job) -> None:
-    """On a finishing thread: the pictures as they come off the device, and where the time went."""
-    try:
-        images = [drawn.image() for drawn in job.drawn if drawn is not None]
-    except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
-        _settle(job.future, error)
-        return
+def _result(job: _Job) -> GenerationResult:
+    """The pictures as they come off the device, and where the time went. Raises `NotFinite`."""
+    images = [drawn.image() for drawn in job.drawn if drawn is not None]
     begun, denoising, decoding = job.moments["begun"], job.moments["denoising"], job.moments["decoding"]
     spent = {
         "queue": begun - job.moments["submitted"],
@@ -250,7 +262,7 @@ def _finish(job: _Job) -> None:
         "decode": time.perf_counter() - decoding,
     }
     timings = {kind: round(1000 * seconds, 3) for kind, seconds in spent.items()}
-    _settle(job.future, GenerationResult(images, job.request.seeds, timings, job.warnings))
+    return GenerationResult(images, job.request.seeds, timings, job.warnings)
 
 
 def _settle(future: Future[GenerationResult], outcome: GenerationResult | BaseException) -> None:

@@ -81,11 +81,11 @@ def test_the_vae_takes_pictures_together() -> None:
     vae = RecordingVAE()
     runner = runner_of(RecordingUNet(), vae)
     decodes = [Decode(torch.randn(1, 4, 3, 5)) for _ in range(2)]
-    for work, answer in zip(decodes, runner.run(decodes)[0], strict=True):
-        assert torch.equal(answer, work.latents * 3)
+    for decode, answer in zip(decodes, runner.run(decodes)[0], strict=True):
+        assert torch.equal(answer, decode.latents * 3)
     encodes = [Encode(torch.randn(1, 3, 24, 40), torch.randn(1, 1, 3, 5)) for _ in range(3)]
-    for work, answer in zip(encodes, runner.run(encodes)[0], strict=True):
-        assert torch.equal(answer, work.pixels[:, :1, ::8, ::8] + work.noise)
+    for encode, answer in zip(encodes, runner.run(encodes)[0], strict=True):
+        assert torch.equal(answer, encode.pixels[:, :1, ::8, ::8] + encode.noise)
     assert vae.batches == [2, 3]
 
 

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 
-from sd_core.contracts import GenerationRequest, GenerationResult
+from bench.stand_in import PlatformStandIn, platform
+from sd_core.contracts import Busy, GenerationRequest, GenerationResult, Observe, Progress
 from sd_core.models.clip import CLIPConfig, CLIPTextEncoder
 from sd_core.models.unet import UNet, UNetConfig
 from sd_core.models.vae import VAE, VAEConfig
@@ -41,9 +42,14 @@ class StandInEngine:
         self.hangs = False
         self.hanging: Future[GenerationResult] = Future()
         self.asked = threading.Event()
+        self.observers: list[Observe | None] = []
+        self.full = False
 
-    def submit(self, request: GenerationRequest) -> Future[GenerationResult]:
+    def submit(self, request: GenerationRequest, observe: Observe | None = None) -> Future[GenerationResult]:
+        if self.full:
+            raise Busy("enough jobs wait already")
         self.requests.append(request)
+        self.observers.append(observe)
         self.asked.set()
         if self.hangs:
             return self.hanging
@@ -51,10 +57,19 @@ class StandInEngine:
         if self.error is not None:
             future.set_exception(self.error)
         else:
-            images = [gradient(request.width, request.height, seed) for seed in request.seeds]
-            timings = {"queue": 0.5, "encode": 1.25, "denoise": 20.0, "decode": 3.0}
-            future.set_result(GenerationResult(images, request.seeds, timings, ["drawn by a stand-in"]))
+            future.set_result(self.drawn(request))
         return future
+
+    def drawn(self, request: GenerationRequest) -> GenerationResult:
+        images = [gradient(request.width, request.height, seed) for seed in request.seeds]
+        timings = {"queue": 0.5, "encode": 1.25, "denoise": 20.0, "decode": 3.0}
+        return GenerationResult(images, request.seeds, timings, ["drawn by a stand-in"])
+
+    def tell(self, step: int) -> None:
+        """Of a step that the last job has done, where somebody observes."""
+        observe = self.observers[-1]
+        if observe is not None:
+            observe(Progress(step, 10, 10 * step, lambda: gradient(8, 8, step)))
 
     def close(self) -> None:
         pass
@@ -210,3 +225,9 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@pytest.fixture
+def runpod() -> Iterator[PlatformStandIn]:
+    with platform() as stand_in:
+        yield stand_in

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,11 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.worker.platform_stand_in import KEY, POD, PlatformStandIn, platform
+from bench.stand_in import KEY, POD, PlatformStandIn
+from tests.worker.pictures import picture_of
 
 ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[..., Any]
-
-
-def picture_of(encoded: str) -> Image.Image:
-    image = Image.open(io.BytesIO(base64.b64decode(encoded)))
-    image.load()
-    return image
 
 
 def data_uri(width: int, height: int) -> str:
@@ -167,12 +162,6 @@ def test_the_sdks_api_server(start_worker: Start, free_port: int) -> None:
     assert [picture_of(image).size for image in done["output"]["images"]] == [(64, 64)] * 2
     assert "s3cret" not in worker.printed
     worker.end()
-
-
-@pytest.fixture
-def runpod() -> Iterator[PlatformStandIn]:
-    with platform() as stand_in:
-        yield stand_in
 
 
 def test_the_platforms_worker_loop(start_worker: Start, runpod: PlatformStandIn, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from sd_core.contracts import MAX_SEED, OutOfMemory
+from tests.worker.pictures import picture_of
+from worker import respond
 from worker.job import Service, run_job
 from worker.log import configure
 
@@ -188,6 +191,97 @@ def test_cancelling_a_job_cancels_its_drawing(
     assert engine.hanging.cancelled()
     (line,) = lines(capsys)
     assert (line["outcome"], line["uid"]) == ("cancelled", "u")
+
+
+def test_cancelling_a_job_that_is_encoded_stores_nothing(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+    real = respond.encode
+
+    def encode_slowly(*arguments: Any) -> bytes:
+        begun.set()
+        assert cancelled.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(respond, "encode", encode_slowly)
+
+    async def cancel_while_encoding() -> None:
+        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service))
+        assert await asyncio.to_thread(begun.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        cancelled.set()
+
+    asyncio.run(cancel_while_encoding())
+    service.encoders.shutdown()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_cancelling_a_job_whose_progress_is_being_sent(service: Service, engine: Any) -> None:
+    engine.hangs = True
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang(_message: Any) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def cancel_while_sending() -> None:
+        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service, hang))
+        assert await asyncio.to_thread(engine.asked.wait, 60)
+        engine.tell(1)
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+    asyncio.run(cancel_while_sending())
+    assert engine.hanging.cancelled()
+
+
+def test_progress_is_told_before_the_response_and_never_after(service: Service, engine: Any) -> None:
+    engine.hangs = True
+    told: list[Any] = []
+
+    async def send(message: Any) -> None:
+        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        await asyncio.sleep(0.2)  # until after the pictures are encoded
+        told.append(message)
+
+    async def draw() -> dict[str, Any]:
+        job = {"id": "1", "input": {"prompt": "x", "preview": True}}
+        task = asyncio.create_task(run_job(job, service, send))
+        assert await asyncio.to_thread(engine.asked.wait, 60)
+        engine.tell(3)
+        response = await task
+        told.append("response")
+        engine.tell(4)
+        await asyncio.sleep(0.1)
+        return response
+
+    response = asyncio.run(draw())
+    message, end = told
+    assert (message["step"], message["percent"], end) == (3, 30, "response")
+    assert picture_of(message["preview"]).size == (8, 8)
+    assert response["warnings"] == ["drawn by a stand-in"]
+    assert "preview" not in response["parameters"]
+
+
+def test_without_anybody_to_tell_nothing_is_observed(service: Service, engine: Any) -> None:
+    response = run(service, {"prompt": "x", "preview": True})
+    assert engine.observers == [None]
+    assert "preview did nothing: only jobs from RunPod's queue tell their progress" in response["warnings"]
+
+
+def test_a_full_engine_is_told(service: Service, engine: Any) -> None:
+    engine.full = True
+    response = run(service, {"prompt": "x"})
+    assert (response["error"], response["error_code"]) == ("busy: enough jobs wait already", "busy")
 
 
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])

@@ -1,6 +1,8 @@
+import asyncio
 import base64
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 from PIL import Image
 
 from sd_core.contracts import GenerationResult, InvalidRequest
-from worker.respond import PayloadTooLarge, Response, encode, failure, parameters_text, success
+from worker import respond as responding
+from worker.respond import PayloadTooLarge, Response, encode, failure, new_encoders, parameters_text, success
 from worker.schema import Limits, ParsedJob, parse_request
 
 MODEL = {"name": "tiny", "sha256": "0123456789abcdef" * 4}
@@ -27,7 +30,7 @@ def respond(job: ParsedJob, outputs: Path, max_bytes: int = 10_000_000) -> Respo
     request = job.request(72, 64)
     images = [picture(seed) for seed in range(job.num_images)]
     result = GenerationResult(images, request.seeds, {"queue": 1.26, "denoise": 20.0}, ["a note"])
-    return success(job, request, result, MODEL, outputs, max_bytes)
+    return asyncio.run(success(job, request, result, MODEL, outputs, max_bytes, new_encoders()))
 
 
 def test_one_picture(tmp_path: Path) -> None:
@@ -55,6 +58,26 @@ def test_several_pictures_are_sent_once_and_in_order(tmp_path: Path) -> None:
         assert Path(stored).read_bytes() == base64.b64decode(sent)
         with Image.open(stored) as opened:
             assert np.array_equal(np.asarray(opened), picture(index))
+
+
+def test_several_pictures_are_encoded_at_once_on_threads_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responding, "MOST_ENCODERS", 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    both = threading.Barrier(2, timeout=60)
+    threads: list[str] = []
+    real = responding.encode
+
+    def encode_together(*arguments: Any) -> bytes:
+        threads.append(threading.current_thread().name)
+        both.wait()
+        return real(*arguments)
+
+    monkeypatch.setattr(responding, "encode", encode_together)
+    assert len(respond(parse(num_images=4), tmp_path)["images"]) == 4
+    assert {name.rpartition("_")[0] for name in threads} == {"encoder"}
+    assert len(set(threads)) == 2
 
 
 def test_every_resolved_value_is_told(tmp_path: Path) -> None:
@@ -113,7 +136,7 @@ def test_what_cannot_be_json_is_never_sent(tmp_path: Path) -> None:
     request = job.request(72, 64)
     result = GenerationResult([picture()], [0], {"queue": float("nan")})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        success(job, request, result, MODEL, tmp_path, 10_000_000)
+        asyncio.run(success(job, request, result, MODEL, tmp_path, 10_000_000, new_encoders()))
 
 
 def test_a_failure_is_plain_strings() -> None:

@@ -28,6 +28,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (job.sampler, job.schedule, job.sampler_name) == ("dpmpp_2m", "karras", "dpmpp_2m_karras")
     assert (job.width, job.height) == (512, 512)
     assert (job.negative_prompt, job.image, job.output_format, job.warnings) == ("", None, "png", ())
+    assert not job.preview
     assert 0 <= job.seed < 2**32
     assert len(job.uid) == 8
     int(job.uid, 16)
@@ -43,6 +44,10 @@ def test_a_whole_job_arrives_in_the_engines_words() -> None:
         prompt="a dog", negative_prompt="fog", seed=5, width=64, height=128, steps=7, guidance_scale=3.0,
         sampler="euler", schedule="default", num_images=2,
     )  # fmt: skip
+
+
+def test_a_preview_is_drawn_for_who_asks() -> None:
+    assert parse(preview=True).preview
 
 
 def test_without_do_scale_there_is_no_guidance() -> None:
@@ -171,6 +176,8 @@ BAD = [
     ("mask", 5, "5 is not a string"),
     ("output_format", "gif", "'gif' is not one of png, jpeg, webp"),
     ("output_format", None, "null is not one of png, jpeg, webp"),
+    ("preview", 1, "1 is not true or false"),
+    ("preview", None, "null is not true or false"),
 ]
 
 

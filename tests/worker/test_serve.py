@@ -118,6 +118,15 @@ def test_an_internal_error_is_a_500(url: str, engine: Any) -> None:
     assert "s3cret" not in response.text
 
 
+def test_a_full_engine_is_a_503_that_says_when_to_come_again(url: str, engine: Any) -> None:
+    engine.full = True
+    response = post(url, '{"prompt": "x"}')
+    assert_failure(response, 503, "busy: enough jobs wait already")
+    assert int(response.headers["Retry-After"]) >= 1
+    engine.full = False
+    assert post(url, '{"prompt": "x"}').status_code == 200
+
+
 def test_ping_tells_when_the_model_is_loaded_and_jobs_wait_for_it(service: Service) -> None:
     loaded = threading.Event()
 

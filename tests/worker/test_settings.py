@@ -25,13 +25,21 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
 def test_every_variable_is_read(tmp_path: Path) -> None:
     settings = read(
         tmp_path, SD_WEIGHTS="/w", SD_CHECKPOINT="a.ckpt", SD_OUTPUTS="/o", SD_DEVICE="CUDA", SD_DTYPE="bf16",
-        SD_MAX_BATCH="3", SD_MAX_CONCURRENCY="5", SD_MAX_PIXELS="65536", SD_MAX_RESPONSE_MB="0.5",
+        SD_MAX_BATCH="3", SD_MAX_CONCURRENCY="5", SD_MAX_JOBS="6", SD_MAX_PIXELS="65536", SD_MAX_RESPONSE_MB="0.5",
         LOG_LEVEL="warn", PORT="9000",
     )  # fmt: skip
     assert (settings.weights, settings.checkpoint, settings.outputs) == (Path("/w"), "a.ckpt", Path("/o"))
     assert (settings.device, settings.dtype, settings.log_level, settings.port) == ("cuda", "bf16", "WARNING", 9000)
-    assert (settings.max_batch, settings.max_concurrency, settings.max_pixels) == (3, 5, 65536)
+    assert (settings.max_batch, settings.max_concurrency, settings.max_jobs) == (3, 5, 6)
+    assert settings.max_pixels == 65536
     assert settings.max_response_bytes == 500_000
+
+
+def test_a_worker_holds_at_least_the_jobs_that_it_takes_at_once(tmp_path: Path) -> None:
+    assert read(tmp_path).max_jobs == 64
+    assert read(tmp_path, SD_MAX_CONCURRENCY="100").max_jobs == 100
+    with pytest.raises(SettingsError, match="SD_MAX_JOBS='3' is not a whole number from 4"):
+        read(tmp_path, SD_MAX_CONCURRENCY="4", SD_MAX_JOBS="3")
 
 
 def test_an_empty_variable_is_as_good_as_none(tmp_path: Path) -> None:
@@ -69,6 +77,7 @@ BAD = {
     "SD_DTYPE": "int8",
     "SD_MAX_BATCH": "0",
     "SD_MAX_CONCURRENCY": "two",
+    "SD_MAX_JOBS": "0",
     "SD_MAX_PIXELS": "4095",
     "SD_MAX_RESPONSE_MB": "nan",
     "SD_DEBUG": "maybe",

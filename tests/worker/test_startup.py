@@ -1,6 +1,9 @@
 import hashlib
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +219,21 @@ def test_a_file_that_cannot_be_hashed_costs_no_more_than_the_hash(tmp_path: Path
     wait_for_hash(identity)
     assert identity.describe()["sha256"] is None
     assert "cannot be hashed" in capsys.readouterr().out
+
+
+def test_the_start_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "process_age", lambda: 1.5)
+    clock = iter([10.0, 10.25, 12.0])
+    monkeypatch.setattr(startup.time, "perf_counter", lambda: next(clock))
+    phases = startup.Phases()
+    phases.end("load")
+    phases.end("warm_up")
+    assert phases.milliseconds() == {"imports": 1500, "load": 250, "warm_up": 1750, "total": 3500}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells")
+def test_a_process_knows_its_age() -> None:
+    command = "import time; time.sleep(0.5); from worker.startup import process_age; print(process_age())"
+    started = time.monotonic()
+    age = float(subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True).stdout)
+    assert 0.5 <= age <= time.monotonic() - started + 0.1

@@ -4,6 +4,7 @@ import asyncio
 import json
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,16 +13,29 @@ from aiohttp import web
 
 POD = "pod-1"
 KEY = "key-1"
+HELD_S = 600.0
+"""How long a poll is held open where there is nothing to answer: longer than the SDK waits."""
 
 
 class PlatformStandIn:
-    """Hands out the jobs that a test adds and keeps what the worker posts; all state belongs to its own thread."""
+    """Hands out the jobs that a test adds and keeps what the worker posts; all state belongs to its own thread.
+
+    Like the platform's, its polls for jobs and for stop signals stay open until there is something to answer.
+    """
 
     def __init__(self) -> None:
         self.port = 0
+        self.open_polls: list[str] = []
+        self.handed_out: list[str] = []
+        self.progress: list[tuple[str, Any]] = []
+        """Job and message of each post that says that the job is still in progress."""
         self.pings: queue.Queue[dict[str, str]] = queue.Queue()
         self.takes: list[str] = []
         self.posted: list[str] = []
+        self.late: list[str] = []
+        """Jobs that were told to be in progress after their result."""
+        self.last_result_at = 0.0
+        self._answered: set[str] = set()
         self._done: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self._results: dict[str, dict[str, Any]] = {}
         self._jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -78,23 +92,43 @@ class PlatformStandIn:
     async def _next(self, request: web.Request, most: int) -> list[dict[str, Any]]:
         assert request.headers["Authorization"] == KEY
         self.takes.append(request.match_info["pod"])
+        await self._held("take", self._jobs)
         jobs: list[dict[str, Any]] = []
         while not self._jobs.empty() and len(jobs) < most:
             jobs.append(self._jobs.get())
-        if not jobs:
-            await asyncio.sleep(0.1)
+        self.handed_out += [job["id"] for job in jobs]
         return jobs
 
     async def _stop(self, _request: web.Request) -> web.Response:
+        await self._held("stop", self._stops)
         if self._stops.empty():
-            await asyncio.sleep(0.1)
             return web.Response(status=204)
         return web.json_response({"jobsToStop": [self._stops.get()]})
+
+    async def _held(self, name: str, waiting: queue.SimpleQueue[Any]) -> None:
+        """Until something waits, or the worker hangs up: then aiohttp cancels this."""
+        self.open_polls.append(name)
+        try:
+            async with asyncio.timeout(HELD_S):
+                while waiting.empty():  # noqa: ASYNC110 - it is filled from another thread
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            return
+        finally:
+            self.open_polls.remove(name)
 
     async def _take_result(self, request: web.Request) -> web.Response:
         body = (await request.read()).decode("utf-8")
         self.posted.append(body)
-        self._done.put((request.match_info["job"], json.loads(body, parse_constant=_refuse_constant)))
+        result, job_id = json.loads(body, parse_constant=_refuse_constant), request.match_info["job"]
+        if result.get("status") == "IN_PROGRESS":
+            if job_id in self._answered:
+                self.late.append(job_id)
+            self.progress.append((job_id, result["output"]))
+        else:
+            self._answered.add(job_id)
+            self.last_result_at = time.monotonic()
+            self._done.put((job_id, result))
         return web.Response(text="ok")
 
     async def _ping(self, request: web.Request) -> web.Response:
@@ -112,7 +146,7 @@ def platform() -> Iterator[PlatformStandIn]:
     loop = asyncio.new_event_loop()
 
     async def begin() -> web.AppRunner:
-        runner = web.AppRunner(stand_in.application())
+        runner = web.AppRunner(stand_in.application(), handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

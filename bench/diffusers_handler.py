@@ -1,0 +1,73 @@
+"""The plain worker that ours is measured beside: diffusers' pipeline, one job at a time, in the same SDK.
+
+It takes a job's fields by our names and draws what our worker would; SD_WEIGHTS is a directory with one `.safetensors`
+and its tokenizer, SD_DEVICE and SD_DTYPE are names without `auto`.
+"""
+
+import base64
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from bench.reference import reference_pipeline
+from bench.reference_schedulers import reference_scheduler
+from sd_core.pipeline.model import DTYPES
+from sd_core.sampling.registry import resolve
+from sd_core.weights.detect import detect
+
+
+class Drawing:
+    """A loaded pipeline, and the one way in which the platform asks it for pictures."""
+
+    def __init__(self, weights: Path, device: str, dtype: str) -> None:
+        (checkpoint,) = weights.glob("*.safetensors")
+        with safe_open(checkpoint, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name).to(DTYPES[dtype]) for name in file.keys()}  # noqa: SIM118
+            architecture = detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, file.metadata())
+        self._side = architecture.native_size
+        self._pipeline = reference_pipeline(tensors, architecture, weights).to(device)
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        """`{"input": {...}}` -> the pictures as base64 PNG, under the names of our worker's response."""
+        asked = job["input"]
+        solver, schedule = resolve(asked["sampler"], None)
+        self._pipeline.scheduler = reference_scheduler(solver, schedule, asked["steps"])
+        count = asked["num_images"]
+        drawn = self._pipeline(
+            asked["prompt"],
+            negative_prompt="",
+            width=self._side,
+            height=self._side,
+            num_inference_steps=asked["steps"],
+            guidance_scale=asked["scale"],
+            num_images_per_prompt=count,
+            generator=[torch.Generator().manual_seed(asked["seed"] + index) for index in range(count)],
+        )
+        pictures = [_base64_png(image) for image in drawn.images]
+        shown = {"image": pictures[0]} if count == 1 else {"images": pictures}
+        return {"message": "success", "uid": asked["uid"], **shown}
+
+
+def _base64_png(image: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, format="png")
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def main() -> None:
+    import runpod.serverless
+
+    drawing = Drawing(Path(os.environ["SD_WEIGHTS"]), os.environ["SD_DEVICE"], os.environ["SD_DTYPE"])
+
+    def handler(job: dict[str, Any]) -> dict[str, Any]:
+        return drawing(job)
+
+    runpod.serverless.start({"handler": handler})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Many mixed jobs, some of them stopped, through the real SDK's loop: none is lost, doubled or kept.
+
+The ordinary run has few jobs. `SOAK_JOBS=500 pytest tests/soak` has many.
+"""
+
+import base64
+import io
+import json
+import os
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from bench.stand_in import PlatformStandIn, platform
+
+JOBS = int(os.environ.get("SOAK_JOBS", "60"))
+CONCURRENCY = 6
+STOPPED_EVERY = 10
+SAMPLERS = ("ddim", "ddpm", "euler", "euler_a_karras", "heun", "dpmpp_2m_karras")
+
+PATIENCE_S, PATIENCE_A_JOB_S = 300.0, 5.0
+"""How long the test waits before it fails: long, because the machine may be busy."""
+
+GROWTH_MB = 24.0
+"""What the worker may hold more after the last job than after the first half of them: allocators keep some of what the
+largest forwards needed, whichever jobs happen to meet in one."""
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def runpod() -> Iterator[PlatformStandIn]:
+    with platform() as stand_in:
+        yield stand_in
+
+
+def picture_uri() -> str:
+    file = io.BytesIO()
+    Image.effect_noise((72, 64), 100).save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def mixed_job(index: int, rng: random.Random) -> dict[str, Any]:
+    """A job whose uid says what becomes of it: `stopped`, `refused` or `drawn`."""
+    job: dict[str, Any] = {
+        "prompt": f"wish {rng.randrange(8)}",
+        "seed": index,
+        "steps": rng.randint(1, 6),
+        "sampler": rng.choice(SAMPLERS),
+        "scale": rng.choice((1.0, 7.5)),
+        "width": rng.choice((72, 96, 128)),  # at 64x64 the tiny network's last level has one value a group
+        "num_images": rng.choice((1, 1, 1, 2)),
+        "output_format": rng.choice(("png", "jpeg", "webp")),
+    }
+    if index % STOPPED_EVERY == STOPPED_EVERY - 1:  # takes minutes
+        return {**job, "uid": f"stopped-{index}", "steps": 150, "sampler": "heun", "width": 512, "height": 512}
+    if index % 9 == 4:
+        return {**job, "uid": f"refused-{index}", "steps": 0}
+    if index % 7 == 3:
+        del job["width"]
+        job |= {"image": picture_uri(), "strength": 0.5}
+    return {**job, "uid": f"drawn-{index}"}
+
+
+class Soak:
+    """The jobs of one run, and what the platform has seen of them."""
+
+    def __init__(self, runpod: PlatformStandIn, worker: Any) -> None:
+        rng = random.Random(0)
+        self.jobs = [mixed_job(index, rng) for index in range(JOBS)]
+        self._runpod, self._worker = runpod, worker
+        self._to_stop: list[str] = []
+        self._read = 0
+        self.answers: list[dict[str, Any]] = []
+
+    def run(self, jobs: list[dict[str, Any]]) -> None:
+        """Until each of them is answered, or stopped while it is drawn."""
+        expected = len(self.answers) + sum(not job["uid"].startswith("stopped") for job in jobs)
+        cancelled = self.cancelled() + sum(job["uid"].startswith("stopped") for job in jobs)
+        for job in jobs:
+            self._runpod.add(job["uid"], job)
+            if job["uid"].startswith("stopped"):
+                self._to_stop.append(job["uid"])
+        patience = PATIENCE_S + PATIENCE_A_JOB_S * len(jobs)
+        self._worker.wait_for(lambda: self._look() >= expected and self.cancelled() >= cancelled, patience)
+
+    def cancelled(self) -> int:
+        return sum(line.get("outcome") == "cancelled" for line in self._worker.lines())
+
+    def _look(self) -> int:
+        """Reads what was posted, and stops the jobs that have begun and are to be stopped."""
+        for body in self._runpod.posted[self._read :]:
+            self._read += 1
+            posted = json.loads(body)
+            if posted.get("status") != "IN_PROGRESS":
+                self.answers.append(posted)
+        begun = [line for line in self._worker.printed.splitlines() if "Started" in line]
+        for uid in [uid for uid in self._to_stop if any(re.search(rf"{uid}\b", line) for line in begun)]:
+            self._runpod.stop(uid)
+            self._to_stop.remove(uid)
+        return len(self.answers)
+
+
+def resident_mb(worker: Any) -> float:
+    resident: float = psutil.Process(worker.process.pid).memory_info().rss / 1e6
+    return resident
+
+
+def test_every_job_is_answered_once_and_nothing_is_kept(start_worker: Start, runpod: PlatformStandIn) -> None:
+    worker = start_worker("handler.py", **runpod.environ(), SD_MAX_CONCURRENCY=str(CONCURRENCY), SD_MAX_BATCH="4")
+    soak = Soak(runpod, worker)
+    half = JOBS // 2
+    soak.run(soak.jobs[:half])
+    warm = resident_mb(worker)
+    soak.run(soak.jobs[half:])
+    held = resident_mb(worker)
+
+    # Nothing more comes: not of the stopped jobs, and nothing twice.
+    after = {"prompt": "x", "steps": 1, "uid": "drawn-after"}
+    runpod.stop("unknown")
+    soak.run([after])
+    time.sleep(1)
+    soak.run([])
+    assert worker.end() == 0
+    assert runpod.late == []
+
+    answered = Counter(answer["output"]["uid"] for answer in soak.answers)
+    assert answered == Counter(job["uid"] for job in [*soak.jobs, after] if not job["uid"].startswith("stopped"))
+    for answer in soak.answers:
+        kind = answer["output"]["uid"].partition("-")[0]
+        assert answer.get("error", "").partition(":")[0] == {"drawn": "", "refused": "invalid_input"}[kind], answer
+    by_uid = {answer["output"]["uid"]: answer["output"] for answer in soak.answers}
+    for job in soak.jobs:
+        if job["uid"].startswith("drawn"):
+            output = by_uid[job["uid"]]
+            assert len(output.get("images", ("one",))) == job["num_images"]
+            assert output["parameters"]["seed"] == job["seed"]
+    assert soak.cancelled() == sum(job["uid"].startswith("stopped") for job in soak.jobs)
+    assert held - warm < GROWTH_MB, f"{warm:.1f} MB after {half} jobs, {held:.1f} MB after {JOBS}"
