@@ -134,10 +134,10 @@ def running(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterato
         try:
             yield Worker(stand_in, process, printed, started)
         finally:
-            _end(process)
+            kill_family(process)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def kill_family(process: subprocess.Popen[bytes]) -> None:
     """Kills it with the SDK's heartbeat, its child; asked to end, the SDK's own loop waits for its open polls."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     for member in (process, *family):

@@ -16,10 +16,10 @@ from sd_core.engine.engine import Engine
 from sd_core.pipeline.model import StableDiffusion
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
-LEAST_PERCENT = {"one shape": 85, "held-out pair": 85, "two shapes": 25}
-"""What the bundled weights reach, less a little; docs/demo.md has the scores and what is aimed at."""
+LEAST_PERCENT = {"one shape": 92.5, "held-out pair": 85, "two shapes": 77.5}
+"""What is aimed at, 95, 85 and 80, less one picture where the weights are near it: other processors round otherwise."""
 
-JUDGED = 24
+JUDGED = 40
 
 
 def engine_of(dtype: str) -> Engine:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 
+from bench.loop import kill_family
 from bench.stand_in import PlatformStandIn, platform
 from sd_core.contracts import Busy, GenerationRequest, GenerationResult, Observe, Progress
 from sd_core.models.clip import CLIPConfig, CLIPTextEncoder
@@ -214,9 +215,7 @@ def start_worker(process_environ: dict[str, str], tmp_path: Path) -> Iterator[Ca
 
     yield begin
     for worker in started:
-        if worker.process.poll() is None:
-            worker.process.kill()
-            worker.process.wait()
+        kill_family(worker.process)
 
 
 @pytest.fixture
