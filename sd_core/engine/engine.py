@@ -131,12 +131,28 @@ class Engine:
 
     def _work(self) -> None:
         open_ = True
-        with torch.inference_mode():
-            while open_ or self._scheduler.running:
-                open_ = self._let_in() and open_
-                self._drop_cancelled()
-                if batch := self._scheduler.next_batch():
-                    self._tick(batch)
+        try:
+            with torch.inference_mode():
+                while open_ or self._scheduler.running:
+                    open_ = self._let_in() and open_
+                    self._drop_cancelled()
+                    if batch := self._scheduler.next_batch():
+                        self._tick(batch)
+        except Exception as error:
+            self._give_up(error)
+            raise
+
+    def _give_up(self, error: Exception) -> None:
+        """Fails every job that is held, and takes no more: nobody shall wait for a thread that has ended."""
+        with self._door:
+            self._closed = True
+        held = {picture.job for picture in self._scheduler.running}
+        while not self._arrivals.empty():
+            if (arrived := self._arrivals.get()) is not None:
+                held.add(arrived)
+        for job in held:
+            if isinstance(job, _Job) and not job.future.done():
+                _settle(job.future, error)
 
     def _let_in(self) -> bool:
         """Begins the jobs that have arrived, waiting for one where nothing else is to do; False once closed."""

@@ -6,28 +6,41 @@ from torch import Tensor, nn
 
 from sd_core.models.layers import Conv2d, Linear, group_norm
 
-SCORES_AT_ONCE = 2**24
-"""Entries of the score matrix that are computed together where attention is sliced: 32 MB in bfloat16."""
+SCORES_AT_ONCE = 2**20
+"""Entries of the score matrix that are computed together where attention is sliced: 2 MB in bfloat16, in cache."""
+
+LEAST_SCORES = 2**14
+"""Of one head; with fewer, slicing costs more than it gains."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Multi-head scaled dot-product attention: q (B, T, C), k and v (B, S, C) -> (B, T, C)."""
+    scores = q.shape[1] * k.shape[1]
+    if q.device.type == "cpu" and q.dtype is torch.bfloat16 and not causal and scores >= LEAST_SCORES:
+        return sliced_attention(q, k, v, heads)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, T, C / heads)
-    if q.device.type == "cpu" and q.dtype is torch.bfloat16 and not causal:
-        out = sliced_attention(q, k, v)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    return out.transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
 
 
-def sliced_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of (B, heads, T, D) as plain matrix products over slices of the queries.
+def sliced_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """The same as plain matrix products over slices of heads and queries.
 
     torch's fused CPU kernel does not use the processor's bfloat16 products, which these do.
     """
+    tokens, keys_count = q.shape[1], k.shape[1]
+    rows = max(1, min(tokens, SCORES_AT_ONCE // keys_count))
+    at_once = max(1, SCORES_AT_ONCE // (rows * keys_count))
+    out = torch.empty_like(q, memory_format=torch.contiguous_format).unflatten(-1, (heads, -1))
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     keys = (k * q.shape[-1] ** -0.5).transpose(-1, -2)
-    rows = max(1, SCORES_AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2]))
-    return torch.cat([(part @ keys).softmax(dim=-1) @ v for part in q.split(rows, dim=2)], dim=2)
+    for picture in range(len(q)):
+        for head in range(0, heads, at_once):
+            some = picture, slice(head, head + at_once)
+            some_keys, some_values = keys[some].contiguous(), v[some].contiguous()
+            for row in range(0, tokens, rows):
+                weights = (q[some][:, row : row + rows] @ some_keys).softmax(dim=-1)
+                out[picture, row : row + rows, some[1]] = (weights @ some_values).transpose(0, 1)
+    return out.flatten(2)
 
 
 KeysValues = tuple[Tensor, Tensor]

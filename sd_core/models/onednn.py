@@ -29,7 +29,7 @@ def packs(dtype: torch.dtype) -> bool:
 
 
 def packed_linear(layer: nn.Linear) -> nn.Parameter:
-    return nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(layer.weight.data, None), requires_grad=False)
+    return _packed_matrix(layer.weight.data)
 
 
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
@@ -39,6 +39,9 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def packed_convolution(layer: nn.Conv2d) -> nn.Parameter:
+    """The packed weight: of a 1x1 convolution, which runs as a linear layer, a matrix."""
+    if is_linear(layer):
+        return _packed_matrix(layer.weight.data.flatten(1))
     weight = layer.weight.data.contiguous(memory_format=torch.channels_last)
     packed = torch.ops.mkldnn._reorder_convolution_weight(
         weight, layer.padding, layer.stride, layer.dilation, layer.groups, None
@@ -48,16 +51,20 @@ def packed_convolution(layer: nn.Conv2d) -> nn.Parameter:
 
 def convolution(x: Tensor, packed: Tensor, layer: nn.Conv2d) -> Tensor:
     """The layer on x (B, C, H, W) with its packed weight; the answer is channels_last."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if is_linear(layer):
+        return linear(x.permute(0, 2, 3, 1), packed, layer.bias).permute(0, 3, 1, 2)
     out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x.contiguous(memory_format=torch.channels_last),
-        packed,
-        layer.bias,
-        layer.padding,
-        layer.stride,
-        layer.dilation,
-        layer.groups,
-        "none",
-        [],
-        "",
+        x, packed, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups, "none", [], ""
     )
     return out
+
+
+def is_linear(layer: nn.Conv2d) -> bool:
+    """Whether it maps each pixel by itself: packed for no size of picture, such a convolution is several times slower
+    than the linear layer that it is."""
+    return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
+
+
+def _packed_matrix(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, None), requires_grad=False)

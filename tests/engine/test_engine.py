@@ -17,6 +17,7 @@ from torch import Tensor
 from sd_core.contracts import Busy, GenerationRequest, OutOfMemory, Progress, Work
 from sd_core.engine.engine import Engine
 from sd_core.engine.runner import Runner
+from sd_core.engine.scheduler import Running, Scheduler
 from sd_core.models.unet import Contexts, UNet
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.sampling.registry import SOLVERS
@@ -176,6 +177,22 @@ def test_other_errors_reach_the_asker_unchanged(engine: Engine, monkeypatch: pyt
         with pytest.raises(ZeroDivisionError, match="shape"):
             engine.submit(REQUEST).result()
     assert engine.submit(REQUEST).result().images
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_has_failed(
+    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Scheduler) -> list[Running]:
+        raise LookupError("scheduler")
+
+    monkeypatch.setattr(Scheduler, "next_batch", fail)
+    engine = Engine(tiny_model, max_batch=4)
+    with pytest.raises(LookupError, match="scheduler"):
+        engine.submit(REQUEST).result(60)
+    with pytest.raises(Busy, match="shutting down"):
+        engine.submit(REQUEST)
+    engine.close()
 
 
 requests = st.builds(
