@@ -24,8 +24,8 @@ SWITCH = {
     **dict.fromkeys(("", "0", "false", "no", "off"), False),
 }
 
-DEFAULT_MAX_BATCH = 4
-DEFAULT_MAX_CONCURRENCY = 2  # one job is drawn while the one before it is encoded, stored and sent
+DEFAULT_MAX_BATCH = 8
+DEFAULT_MAX_CONCURRENCY = 8  # as many as share a forward
 DEFAULT_MAX_JOBS = 64
 DEFAULT_MAX_PIXELS = 2048 * 2048  # the largest picture, or sixteen of 512x512
 SMALLEST_PICTURE = 64 * 64

@@ -25,12 +25,15 @@ class Linear(nn.Linear):
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` whose weight may be packed in the same way."""
+    """`nn.Conv2d` whose weight may be packed in the same way, or else become channels_last."""
 
     packs = False
+    channels_last = False
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         if not self.packs:
+            if self.channels_last:
+                self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
             return super().forward(x)
         if not self.weight.is_mkldnn:
             self.weight = onednn.packed_convolution(self)

@@ -10,13 +10,13 @@ from sd_core.models.layers import Conv2d, Linear
 def pack(module: nn.Module, device: torch.device) -> None:
     """Lays out a network's weights for `device`, in place, its results the same up to rounding.
 
-    On a CPU whose oneDNN multiplies packed weights, each layer packs its own at its first use and keeps no other copy;
-    elsewhere on a CPU convolutions are channels_last.
+    On a CPU each layer does so at its first use and keeps no other copy: it packs its weight where oneDNN multiplies
+    packed ones of that dtype, else a convolution's becomes channels_last.
     """
     if device.type != "cpu":
         return
     for layer in module.modules():
         if isinstance(layer, Conv2d | Linear):
             layer.packs = onednn.packs(layer.weight.dtype)
-        if isinstance(layer, Conv2d) and not layer.packs:
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+        if isinstance(layer, Conv2d):
+            layer.channels_last = not layer.packs

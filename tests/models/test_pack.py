@@ -46,12 +46,17 @@ def test_a_packed_weight_is_the_only_copy() -> None:
 
 
 @pytest.mark.parametrize("packs", [True, False])
-def test_where_nothing_can_be_packed_convolutions_are_channels_last(
-    monkeypatch: pytest.MonkeyPatch, packs: bool
-) -> None:
+def test_layers_pack_on_a_cpu_that_can(monkeypatch: pytest.MonkeyPatch, packs: bool) -> None:
     monkeypatch.setattr(onednn, "packs", lambda _dtype: packs)
     for device, changes in ((CPU, True), (torch.device("cuda"), False)):
         network = nn.Sequential(Conv2d(8, 8, 3), Linear(8, 8))
         pack(network, device)
-        assert network[0].weight.is_contiguous(memory_format=torch.channels_last) is (changes and not packs)
         assert [layer.packs for layer in network] == [changes and packs] * 2
+        assert network[0].channels_last is (changes and not packs)
+
+
+def test_where_nothing_can_be_packed_a_convolution_becomes_channels_last() -> None:
+    layer, x = Conv2d(8, 4, 3), torch.randn(1, 8, 5, 6)
+    expected, layer.channels_last = layer(x), True
+    torch.testing.assert_close(layer(x), expected)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
