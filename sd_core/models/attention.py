@@ -30,7 +30,7 @@ def sliced_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     tokens, keys_count = q.shape[1], k.shape[1]
     rows = max(1, min(tokens, SCORES_AT_ONCE // keys_count))
     at_once = max(1, SCORES_AT_ONCE // (rows * keys_count))
-    out = torch.empty_like(q, memory_format=torch.contiguous_format).unflatten(-1, (heads, -1))
+    out: Tensor = torch.empty_like(q, memory_format=torch.contiguous_format).unflatten(-1, (heads, -1))
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     keys = (k * q.shape[-1] ** -0.5).transpose(-1, -2)
     for picture in range(len(q)):
