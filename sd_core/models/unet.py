@@ -77,7 +77,7 @@ class Contexts:
 
     def spread(self, x: Tensor, count: int) -> Tensor:
         """Something of each picture, or of each prompt already, for `count` of the one or the other."""
-        return x if len(x) == count else x[self.rows]
+        return x if self.rows is None or len(x) == count else x[self.rows]
 
 
 class Stage(nn.ModuleList):
