@@ -81,7 +81,8 @@ sys.exit(main(["convert", *sys.argv[1:]]))
 """
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell around the tests ignores
 from builder import write
 from builder.__main__ import main
 from builder.source import Part
