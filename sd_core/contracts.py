@@ -107,7 +107,11 @@ class UNetRows:
 
 @dataclass(frozen=True)
 class Encode:
-    """Pixels (1, 3, H, W) in [-1, 1] and normal noise (1, 4, h, w), answered by latents (1, 4, h, w)."""
+    """Pixels (1, 3, H, W) in [-1, 1] and normal noise (1, 4, h, w), answered by latents (1, 4, h, w).
+
+    Works that hold the very same `pixels` are answered by one forward, which encodes no other picture: a flat picture
+    has channels of hardly any variance, and normalizing those would show the rounding of the company they were in.
+    """
 
     pixels: Tensor
     noise: Tensor

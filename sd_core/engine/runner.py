@@ -47,10 +47,8 @@ class Runner:
         match works[0]:
             case UNetRows():
                 return self._denoise([work for work in works if isinstance(work, UNetRows)])
-            case Encode():
-                encodes = [work for work in works if isinstance(work, Encode)]
-                pixels = torch.cat([work.pixels for work in encodes])
-                noise = torch.cat([work.noise for work in encodes])
+            case Encode(pixels=pixels):
+                noise = torch.cat([work.noise for work in works if isinstance(work, Encode)])
                 return _parts(vae.encode(pixels, noise), 1)
             case Decode():
                 latents = torch.cat([work.latents for work in works if isinstance(work, Decode)])

@@ -91,8 +91,8 @@ class Scheduler:
         match work:
             case UNetRows(latents=latents, context=context):
                 return len(context) * max(self.native_pixels, LATENT_PIXELS * latents.shape[2] * latents.shape[3])
-            case Encode(pixels=pixels):
-                return pixels.shape[2] * pixels.shape[3]
+            case Encode():
+                return 0  # one picture is encoded, for all that share it
             case Decode(latents=latents):
                 return LATENT_PIXELS * latents.shape[2] * latents.shape[3]
 
@@ -113,7 +113,7 @@ def batch_key(work: Work) -> Hashable:
         case UNetRows(latents=latents, context=context):
             return UNetRows, latents.shape, context.shape[1:]
         case Encode(pixels=pixels):
-            return Encode, pixels.shape
+            return Encode, id(pixels)
         case Decode(latents=latents):
             return Decode, latents.shape
 

@@ -189,8 +189,8 @@ class VAE(nn.Module):
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
-    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:  # (B, 3, H, W), (B, z_channels, H / 8, W / 8)
-        """A sample of the posterior, drawn with the given normal noise, as scaled float32 latents."""
+    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:  # (1 or B, 3, H, W), (B, z_channels, H / 8, W / 8)
+        """Samples of the posterior, drawn with the given normal noise, as scaled float32 latents."""
         mean, logvar = self.moments(pixels)
         return (mean + torch.exp(0.5 * logvar) * noise) * self.config.scale_factor
 

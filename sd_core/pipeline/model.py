@@ -1,6 +1,6 @@
 """A checkpoint and its tokenizer, loaded and ready to draw."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    networks: Networks
+    networks: Networks = field(repr=False)
     prompts: PromptEncoder
     info: ModelInfo
     latent_to_rgb: LatentToRGB = LATENT_TO_RGB

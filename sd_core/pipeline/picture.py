@@ -1,8 +1,9 @@
 """A picture in the making, as one coroutine."""
 
+from torch import Tensor
+
 from sd_core.contracts import Conditioning, Decode, Encode, GenerationRequest, Picture
 from sd_core.pipeline.guidance import guided
-from sd_core.pipeline.images import to_pixels
 from sd_core.pipeline.watch import Tell, watched
 from sd_core.sampling.noise import CPUNoise
 from sd_core.sampling.registry import SOLVERS
@@ -16,9 +17,13 @@ def sigmas_of(request: GenerationRequest) -> Sigmas:
 
 
 def picture(
-    request: GenerationRequest, conditioning: Conditioning, noise: CPUNoise, tell: Tell | None = None
+    request: GenerationRequest,
+    conditioning: Conditioning,
+    noise: CPUNoise,
+    pixels: Tensor | None = None,
+    tell: Tell | None = None,
 ) -> Picture:
-    """Text-to-image, or image-to-image where the request has an image; returns pixels (1, 3, H, W).
+    """Text-to-image, or image-to-image from `pixels` where the request has an image; returns pixels (1, 3, H, W).
 
     Draws from `noise` in this order: the VAE posterior's sample (image-to-image only), the initial noise, then the
     sampler's own draws.
@@ -26,8 +31,8 @@ def picture(
     solver = SOLVERS[request.sampler]
     sigmas = sigmas_of(request)
     latents = None
-    if request.image is not None:
-        latents = yield Encode(to_pixels(request.image, noise.device), noise.draw())
+    if pixels is not None:
+        latents = yield Encode(pixels, noise.draw())
     x = solver.noised(latents, noise.draw(), sigmas[0])
     sampling = solver.run(x, sigmas, noise)
     if tell is not None:

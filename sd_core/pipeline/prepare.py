@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sd_core.contracts import Conditioning, GenerationRequest, Picture
+from sd_core.pipeline.images import to_pixels
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.picture import picture
 from sd_core.pipeline.watch import Tell
@@ -29,8 +30,9 @@ def prepare(request: GenerationRequest, model: StableDiffusion, tell: Callable[[
     conditioning = Conditioning(*prompts.encode([positive, negative]))
     vae = model.networks.vae
     shape = (1, vae.config.z_channels, request.height // vae.downscale, request.width // vae.downscale)
+    pixels = None if request.image is None else to_pixels(request.image, model.device)
     pictures = [
-        picture(request, conditioning, CPUNoise(seed, shape, model.device), tell and tell(index))
+        picture(request, conditioning, CPUNoise(seed, shape, model.device), pixels, tell and tell(index))
         for index, seed in enumerate(request.seeds)
     ]
     return Prepared(pictures, warnings + negative_warnings)

@@ -211,7 +211,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None)
 @given(
     jobs=st.lists(st.tuples(requests, st.booleans(), st.floats(0, 0.05)), min_size=1, max_size=6),
     max_batch=st.integers(1, 4),

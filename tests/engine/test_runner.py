@@ -77,16 +77,17 @@ def test_rows_of_all_pictures_go_through_one_forward() -> None:
         assert torch.equal(answer, answer_alone(work))
 
 
-def test_the_vae_takes_pictures_together() -> None:
+def test_the_vae_decodes_pictures_together_and_encodes_a_shared_one_once() -> None:
     vae = RecordingVAE()
     runner = runner_of(RecordingUNet(), vae)
     decodes = [Decode(torch.randn(1, 4, 3, 5)) for _ in range(2)]
     for decode, answer in zip(decodes, runner.run(decodes)[0], strict=True):
         assert torch.equal(answer, decode.latents * 3)
-    encodes = [Encode(torch.randn(1, 3, 24, 40), torch.randn(1, 1, 3, 5)) for _ in range(3)]
+    shared = torch.randn(1, 3, 24, 40)
+    encodes = [Encode(shared, torch.randn(1, 1, 3, 5)) for _ in range(3)]
     for encode, answer in zip(encodes, runner.run(encodes)[0], strict=True):
         assert torch.equal(answer, encode.pixels[:, :1, ::8, ::8] + encode.noise)
-    assert vae.batches == [2, 3]
+    assert vae.batches == [2, 1]
 
 
 def test_prompts_are_read_once_for_as_long_as_the_batch_stays() -> None:

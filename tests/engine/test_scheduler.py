@@ -123,6 +123,13 @@ def test_steps_wait_for_one_forward_of_the_vae_at_most() -> None:
     assert kinds == [Decode, UNetRows, Decode, UNetRows, Encode]
 
 
+def test_pictures_of_one_job_share_an_encoding_and_strangers_have_their_own() -> None:
+    house = House()
+    house.add(encode(64), pictures=3)
+    house.add(encode(64))
+    assert [len(house.next()) for _ in range(2)] == [3, 1]
+
+
 def test_small_pictures_are_decoded_together() -> None:
     house = House()
     house.add(decode(8), pictures=3)
