@@ -16,12 +16,33 @@ class Linear(nn.Linear):
 
     packs = False
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., in_features)
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:  # (..., in_features)
+        """The layer, plus `add` (..., out_features), in one pass where packed."""
         if not self.packs:
-            return F.linear(x, self.weight, self.bias)
+            out = F.linear(x, self.weight, self.bias)
+            return out if add is None else out + add
         if not self.weight.is_mkldnn:
-            self.weight = onednn.packed_linear(self)
-        return onednn.linear(x, self.weight, self.bias)
+            self.weight = onednn.packed_matrix(self.weight)
+        return onednn.linear(x, self.weight, self.bias, add)
+
+
+class GatedLinear(nn.Linear):
+    """Half of a linear layer times the exact GELU of its other half: `weight` (2 * hidden, dim), first the values."""
+
+    packs = False
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(dim, hidden * 2)
+        self._packed_gate: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., dim)
+        if not self.packs:
+            value, gate = F.linear(x, self.weight, self.bias).chunk(2, dim=-1)
+            return value * F.gelu(gate)
+        if self._packed_gate is None:
+            value, gate = self.weight.chunk(2)
+            self._packed_gate, self.weight = onednn.packed_matrix(gate).data, onednn.packed_matrix(value)
+        return onednn.gated_linear(x, self.weight, self._packed_gate, self.bias)
 
 
 class Conv2d(nn.Conv2d):
@@ -30,14 +51,16 @@ class Conv2d(nn.Conv2d):
     packs = False
     channels_last = False
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:  # (B, C, H, W)
+        """The layer, plus `add` (B, out_channels, H, W) or (B, out_channels, 1, 1), in one pass where packed."""
         if not self.packs:
             if self.channels_last:
                 self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
-            return super().forward(x)
+            out = super().forward(x)
+            return out if add is None else out + add
         if not self.weight.is_mkldnn:
             self.weight = onednn.packed_convolution(self)
-        return onednn.convolution(x, self.weight, self)
+        return onednn.convolution(x, self.weight, self, add)
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:

@@ -28,20 +28,31 @@ def packs(dtype: torch.dtype) -> bool:
     return False
 
 
-def packed_linear(layer: nn.Linear) -> nn.Parameter:
-    return _packed_matrix(layer.weight.data)
+def packed_matrix(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, None), requires_grad=False)
 
 
-def linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` with a packed weight."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+def linear(x: Tensor, packed: Tensor, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
+    """`F.linear` with a packed weight, plus `add`."""
+    if add is not None:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, add, packed, bias, "add")
+    else:
+        out = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return out
+
+
+def gated_linear(x: Tensor, value: Tensor, gate: Tensor, bias: Tensor | None) -> Tensor:
+    """The linear layer of the packed matrix `value` times the exact GELU of that of `gate`; `bias` is both's."""
+    value_bias, gate_bias = (None, None) if bias is None else bias.chunk(2)
+    gated = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, gated, value, value_bias, "mul")
     return out
 
 
 def packed_convolution(layer: nn.Conv2d) -> nn.Parameter:
     """The packed weight: of a 1x1 convolution, which runs as a linear layer, a matrix."""
     if is_linear(layer):
-        return _packed_matrix(layer.weight.data.flatten(1))
+        return packed_matrix(layer.weight.data.flatten(1))
     weight = layer.weight.data.contiguous(memory_format=torch.channels_last)
     packed = torch.ops.mkldnn._reorder_convolution_weight(
         weight, layer.padding, layer.stride, layer.dilation, layer.groups, None
@@ -49,14 +60,19 @@ def packed_convolution(layer: nn.Conv2d) -> nn.Parameter:
     return nn.Parameter(packed, requires_grad=False)
 
 
-def convolution(x: Tensor, packed: Tensor, layer: nn.Conv2d) -> Tensor:
-    """The layer on x (B, C, H, W) with its packed weight; the answer is channels_last."""
+def convolution(x: Tensor, packed: Tensor, layer: nn.Conv2d, add: Tensor | None = None) -> Tensor:
+    """The layer on x (B, C, H, W) with its packed weight, plus `add`; the answer is channels_last."""
     x = x.contiguous(memory_format=torch.channels_last)
     if is_linear(layer):
-        return linear(x.permute(0, 2, 3, 1), packed, layer.bias).permute(0, 3, 1, 2)
-    out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, packed, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups, "none", [], ""
-    )
+        added = None if add is None else add.permute(0, 2, 3, 1)
+        return linear(x.permute(0, 2, 3, 1), packed, layer.bias, added).permute(0, 3, 1, 2)
+    shape = layer.padding, layer.stride, layer.dilation, layer.groups
+    if add is not None:
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, add, packed, layer.bias, *shape, "add", 1.0, None, [], None
+        )
+    else:
+        out = torch.ops.mkldnn._convolution_pointwise(x, packed, layer.bias, *shape, "none", [], "")
     return out
 
 
@@ -64,7 +80,3 @@ def is_linear(layer: nn.Conv2d) -> bool:
     """Whether it maps each pixel by itself: packed for no size of picture, such a convolution is several times slower
     than the linear layer that it is."""
     return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
-
-
-def _packed_matrix(weight: Tensor) -> nn.Parameter:
-    return nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, None), requires_grad=False)

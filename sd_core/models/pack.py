@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from sd_core.models import onednn
-from sd_core.models.layers import Conv2d, Linear
+from sd_core.models.layers import Conv2d, GatedLinear, Linear
 
 
 def pack(module: nn.Module, device: torch.device) -> None:
@@ -16,7 +16,7 @@ def pack(module: nn.Module, device: torch.device) -> None:
     if device.type != "cpu":
         return
     for layer in module.modules():
-        if isinstance(layer, Conv2d | Linear):
+        if isinstance(layer, Conv2d | Linear | GatedLinear):
             layer.packs = onednn.packs(layer.weight.dtype)
         if isinstance(layer, Conv2d):
             layer.channels_last = not layer.packs

@@ -28,17 +28,22 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, time_dim: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            group_norm(in_channels), nn.SiLU(), Conv2d(in_channels, out_channels, 3, padding=1)
+            group_norm(in_channels), nn.SiLU(inplace=True), Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), Linear(time_dim, out_channels))
         self.out_layers = nn.Sequential(
-            group_norm(out_channels), nn.SiLU(), nn.Identity(), Conv2d(out_channels, out_channels, 3, padding=1)
+            group_norm(out_channels),
+            nn.SiLU(inplace=True),
+            nn.Identity(),
+            Conv2d(out_channels, out_channels, 3, padding=1),
         )
         self.skip_connection = nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # (B, C, H, W), (B, time_dim)
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        out: Tensor = self.skip_connection(x) + self.out_layers(h)
+        norm, silu, conv = self.in_layers
+        h = conv(silu(norm(x)), add=self.emb_layers(emb)[:, :, None, None])
+        norm, silu, _, conv = self.out_layers
+        out: Tensor = conv(silu(norm(h)), add=self.skip_connection(x))
         return out
 
 

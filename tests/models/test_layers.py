@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sd_core.models import onednn
-from sd_core.models.layers import Conv2d, Linear, timestep_embedding
+from sd_core.models.layers import Conv2d, GatedLinear, Linear, timestep_embedding
 
 
 @pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
@@ -18,6 +19,35 @@ def test_a_packed_linear_is_the_same_product(shape: tuple[int, ...], bias: bool)
     for _ in range(2):
         torch.testing.assert_close(layer(x), expected)
     assert layer.weight.is_mkldnn and layer.weight.shape == (4, 6)
+
+
+@pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
+def test_a_packed_gated_linear_is_the_same() -> None:
+    layer, x = GatedLinear(6, 5), torch.randn(2, 3, 6)
+    value, gate = F.linear(x, layer.weight, layer.bias).chunk(2, dim=-1)
+    expected = value * F.gelu(gate)
+    torch.testing.assert_close(layer(x), expected)
+    layer.packs = True
+    for _ in range(2):
+        torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (Linear(6, 4), torch.randn(2, 3, 6)),
+        (Conv2d(5, 8, 3, padding=1), torch.randn(2, 5, 9, 7)),
+        (Conv2d(5, 8, 1), torch.randn(2, 5, 9, 7)),
+    ],
+    ids=["linear", "3x3", "1x1"],
+)
+def test_layers_add_packed_and_plain(layer: Linear | Conv2d, x: Tensor) -> None:
+    plain = layer(x)
+    add = torch.randn_like(plain)
+    torch.testing.assert_close(layer(x, add), plain + add)
+    layer.packs = True
+    torch.testing.assert_close(layer(x, add), plain + add, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
