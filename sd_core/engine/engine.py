@@ -24,7 +24,7 @@ from sd_core.contracts import (
     UNetRows,
     Work,
 )
-from sd_core.engine.runner import Answer, Runner, is_out_of_memory
+from sd_core.engine.runner import Answer, Runner, Tiled, is_out_of_memory
 from sd_core.engine.scheduler import Job, Running, Scheduler
 from sd_core.pipeline.images import Drawn
 from sd_core.pipeline.model import StableDiffusion
@@ -40,6 +40,8 @@ TICKS_AHEAD = 2
 """Forwards that a GPU has queued at most: enough to keep it busy, few enough to join and to cancel promptly."""
 
 FINISHING_THREADS = 2
+
+TILED = "memory held the picture only in tiles: it may differ a little from one drawn whole"
 
 
 @dataclass(eq=False)
@@ -213,6 +215,10 @@ class Engine:
             return  # failed by another of its pictures
         if isinstance(answer, Exception):
             raise answer
+        if isinstance(answer, Tiled):
+            answer = answer.tensor
+            if TILED not in job.warnings:
+                job.warnings.append(TILED)
         try:
             picture.asked = self._asked(job, picture.making.send(answer))
         except StopIteration as end:

@@ -3,19 +3,29 @@
 import gc
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sd_core.contracts import Decode, Encode, UNetRows, Work
 from sd_core.models.unet import Contexts
+from sd_core.models.vae import TILE
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.transfer import upload
 
 REMEMBERED = 2
 """Compositions of a batch whose prompts stay read: most steps run with those of the step before."""
 
-Answer = Tensor | Exception
+
+@dataclass(frozen=True)
+class Tiled:
+    """An answer of the VAE that memory allowed only tile by tile."""
+
+    tensor: Tensor
+
+
+Answer = Tensor | Tiled | Exception
 
 
 class Runner:
@@ -38,7 +48,7 @@ class Runner:
         if not held:
             self._free()
         if len(works) == 1:
-            return [self._row_by_row(works[0], failure)], held
+            return [self._in_parts(works[0], failure)], held
         middle = len(works) // 2
         return self.run(works[:middle])[0] + self.run(works[middle:])[0], held
 
@@ -72,13 +82,22 @@ class Runner:
         self._read.move_to_end(key)
         return self._read[key][1]
 
-    def _row_by_row(self, work: Work, failure: Exception) -> Answer:
-        """One picture's rows one after another where memory does not hold them together."""
-        if not isinstance(work, UNetRows) or len(work.context) == 1 or not is_out_of_memory(failure):
+    def _in_parts(self, work: Work, failure: Exception) -> Answer:
+        """One picture's rows one after another, or its tiles, where memory does not hold them together."""
+        if not is_out_of_memory(failure):
             return failure
+        vae = self._networks.vae
         try:
-            rows = [UNetRows(work.latents, work.timestep, context) for context in work.context.split(1)]
-            return torch.cat([self._denoise([row])[0] for row in rows])
+            match work:
+                case UNetRows(context=context) if len(context) > 1:
+                    rows = [UNetRows(work.latents, work.timestep, row) for row in context.split(1)]
+                    return torch.cat([self._denoise([row])[0] for row in rows])
+                case Encode(noise=noise) if max(noise.shape[2:]) > TILE:
+                    return Tiled(vae.encode_tiled(work.pixels, noise))
+                case Decode(latents=latents) if max(latents.shape[2:]) > TILE:
+                    return Tiled(vae.decode_tiled(latents))
+                case _:
+                    return failure
         except Exception as error:  # noqa: BLE001 - as above
             return error.with_traceback(None)
 

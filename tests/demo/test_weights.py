@@ -13,6 +13,7 @@ from demo.dataset import Figure, Scene, draw
 from demo.judge import judge, look, unseen_scenes
 from sd_core.contracts import GenerationRequest
 from sd_core.engine.engine import Engine
+from sd_core.pipeline.images import to_pixels
 from sd_core.pipeline.model import StableDiffusion
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
@@ -64,6 +65,17 @@ def test_half_precision_draws_the_same_pictures(engine: Engine, dtype: str) -> N
             decibels.append(10 * np.log10(255**2 / max(np.square(exact - rough).mean(), 1e-3)))
     half.close()
     assert np.mean(decibels) >= 30
+
+
+def test_a_picture_in_tiles_is_nearly_the_whole(engine: Engine) -> None:
+    vae = engine.model.networks.vae
+    figures = (Figure("blue", "star", 0.3, 0.5, 0.19), Figure("red", "ring", 0.72, 0.5, 0.19))
+    picture = draw(Scene("", "yellow", figures), 640)
+    with torch.inference_mode():
+        pixels, noise = to_pixels(picture, engine.model.device), torch.zeros(1, 4, 80, 80)
+        whole, parts = vae.encode(pixels, noise), vae.encode_tiled(pixels, noise)
+        drawn, tiled = vae.decode(whole), vae.decode_tiled(parts)
+    assert 10 * np.log10(4 / float((tiled - drawn).square().mean())) > 25
 
 
 def test_image_to_image_keeps_the_layout_at_low_strength_and_leaves_it_at_high(engine: Engine) -> None:

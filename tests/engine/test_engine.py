@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sd_core.contracts import Busy, GenerationRequest, OutOfMemory, Progress, Work
-from sd_core.engine.engine import Engine
+from sd_core.engine.engine import TILED, Engine
 from sd_core.engine.runner import Runner
 from sd_core.engine.scheduler import Running, Scheduler
 from sd_core.models.unet import Contexts, UNet
+from sd_core.models.vae import TILE, VAE
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.sampling.registry import SOLVERS
 
@@ -261,6 +262,22 @@ def test_warming_up_a_large_model_on_a_cpu_only_reads_a_prompt(
     monkeypatch.setattr(engine, "submit", lambda request: pytest.fail("a full-size picture was drawn"))
     engine.warm_up()
     engine.close()
+
+
+def test_a_picture_in_tiles_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = replace(REQUEST, width=8 * (TILE + 8), steps=1)
+    whole, decode = engine.submit(request).result(), VAE.decode
+
+    def for_a_tile(self: VAE, latents: torch.Tensor) -> torch.Tensor:
+        if latents.shape[3] > TILE:
+            raise torch.OutOfMemoryError
+        return decode(self, latents)
+
+    monkeypatch.setattr(VAE, "decode", for_a_tile)
+    parts = engine.submit(request).result()
+    assert whole.warnings == [] and parts.warnings == [TILED]
+    assert parts.images[0].shape == whole.images[0].shape
+    assert np.corrcoef(parts.images[0].ravel(), whole.images[0].ravel())[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

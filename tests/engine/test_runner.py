@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sd_core.contracts import Decode, Encode, UNetRows, Work
-from sd_core.engine.runner import Runner, is_out_of_memory
+from sd_core.engine.runner import Runner, Tiled, is_out_of_memory
 from sd_core.models.unet import Contexts
 
 Check = Callable[[Tensor, Tensor], None]
@@ -50,7 +50,23 @@ class RecordingVAE:
         return latents * 3
 
 
-def runner_of(unet: RecordingUNet, vae: RecordingVAE | None = None) -> Runner:
+class FullVAE:
+    """Has memory for tiles alone."""
+
+    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        raise MemoryError
+
+    def decode(self, latents: Tensor) -> Tensor:
+        raise MemoryError
+
+    def encode_tiled(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        return noise + 1
+
+    def decode_tiled(self, latents: Tensor) -> Tensor:
+        return latents * 3
+
+
+def runner_of(unet: RecordingUNet, vae: RecordingVAE | FullVAE | None = None) -> Runner:
     model: Any = SimpleNamespace(networks=SimpleNamespace(unet=unet, vae=vae), device=torch.device("cpu"))
     return Runner(model)
 
@@ -134,6 +150,18 @@ def test_a_picture_whose_rows_do_not_fit_together_runs_row_by_row() -> None:
     (answer,), held = runner_of(unet).run([work])
     assert not held and unet.rows == [2, 1, 1]
     assert torch.equal(answer, answer_alone(work))
+
+
+def test_without_memory_for_a_large_picture_the_vae_takes_its_tiles() -> None:
+    runner, large, small = runner_of(RecordingUNet(), FullVAE()), torch.randn(1, 4, 65, 64), torch.randn(1, 4, 64, 64)
+    (answer,), held = runner.run([Decode(large)])
+    assert not held
+    assert isinstance(answer, Tiled) and torch.equal(answer.tensor, large * 3)
+    (answer,), _ = runner.run([Decode(small)])
+    assert isinstance(answer, MemoryError), "one tile is no less than the whole"
+    pixels = torch.empty(1, 3, 520, 512)
+    (answer,), _ = runner.run([Encode(pixels, large)])
+    assert isinstance(answer, Tiled) and torch.equal(answer.tensor, large + 1)
 
 
 def test_only_what_cannot_run_alone_fails() -> None:

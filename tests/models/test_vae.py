@@ -43,3 +43,9 @@ def test_pictures_know_nothing_of_each_other(vae: VAE) -> None:
     together = vae.decode(latents)
     for row in range(3):
         torch.testing.assert_close(together[row : row + 1], vae.decode(latents[row : row + 1]), rtol=1e-4, atol=1e-4)
+
+
+def test_one_tile_is_the_whole(vae: VAE) -> None:
+    latents, pixels = torch.randn(1, 4, 6, 9), torch.rand(1, 3, 48, 72) * 2 - 1
+    torch.testing.assert_close(vae.decode_tiled(latents), vae.decode(latents))
+    torch.testing.assert_close(vae.encode_tiled(pixels, latents), vae.encode(pixels, latents))
