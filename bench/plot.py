@@ -1,26 +1,28 @@
 """Lines over a few positions, as an SVG that browsers and code hosts show."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 48
 COLORS = ("#0b62a4", "#c0392b", "#6b7a1e", "#7d3c98")
-TICKS = 5
+MOST_TICKS = 6
 
 
 def line_plot(
     title: str, x_label: str, y_label: str, positions: Sequence[object], lines: Mapping[str, Sequence[float]]
 ) -> str:
     """One line a name over evenly spaced positions; the y axis begins at zero."""
-    highest = max((value for values in lines.values() for value in values), default=0.0) or 1.0
+    tick = _round_up(max((value for values in lines.values() for value in values), default=0.0) / MOST_TICKS or 1.0)
+    ticks = max(1, *(math.ceil(value / tick) for values in lines.values() for value in values))
     step = (WIDTH - LEFT - RIGHT) / max(1, len(positions) - 1)
 
     def x(index: int) -> float:
         return round(LEFT + index * step, 1)
 
     def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - value / highest * (HEIGHT - TOP - BOTTOM), 1)
+        return round(HEIGHT - BOTTOM - value / (ticks * tick) * (HEIGHT - TOP - BOTTOM), 1)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
@@ -29,8 +31,7 @@ def line_plot(
         _text(WIDTH / 2, HEIGHT - 10, x_label, 'text-anchor="middle"'),
         _text(14, HEIGHT / 2, y_label, f'text-anchor="middle" transform="rotate(-90 14 {HEIGHT / 2:g})"'),
     ]
-    for tick in range(TICKS + 1):
-        value = highest * tick / TICKS
+    for value in (number * tick for number in range(ticks + 1)):
         parts.append(f'<path d="M{LEFT} {y(value)}H{WIDTH - RIGHT}" stroke="#ddd"/>')
         parts.append(_text(LEFT - 6, y(value) + 4, f"{value:.3g}", 'text-anchor="end"'))
     for index, position in enumerate(positions):
@@ -42,6 +43,12 @@ def line_plot(
         parts.extend(f'<circle cx="{x(i)}" cy="{y(value)}" r="3" fill="{color}"/>' for i, value in enumerate(values))
         parts.append(_text(LEFT + 10, TOP + 14 + 16 * number, name, f'fill="{color}"'))
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2 and 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(times * power for times in (1, 2, 5, 10) if times * power >= value)
 
 
 def _text(x: float, y: float, text: str, attributes: str) -> str:

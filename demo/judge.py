@@ -168,10 +168,13 @@ def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Sc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights")
-    parser.add_argument("--count", type=int, default=60, help="pictures a group")
+    most = len(unseen_singles())
+    parser.add_argument("--count", type=int, default=60, help=f"pictures a group, {most} at most")
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--sheet", type=Path, help="write all pictures to this PNG")
     arguments = parser.parse_args()
+    if not 1 <= arguments.count <= most:
+        parser.error(f"--count is 1 to {most}: training left no more prompts of one shape out")
     model = StableDiffusion.load(
         arguments.weights / "demo.safetensors", arguments.weights, device="cpu", dtype=arguments.dtype
     )

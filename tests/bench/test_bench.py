@@ -85,6 +85,7 @@ def test_a_plot_has_a_line_a_side_and_escapes_names() -> None:
     drawing = ElementTree.fromstring(line_plot("a < b", "x", "y", [1, 2], {"one & two": [0.0, 2.0], "none": [0, 0]}))
     assert [text for text in drawing.itertext() if "one" in text] == ["one & two", "none"]
     assert len(drawing.findall("{http://www.w3.org/2000/svg}polyline")) == 2
+    assert {"0", "0.5", "1", "1.5", "2"} < set(drawing.itertext())
 
 
 def test_operations_of_v15_are_counted_by_shape() -> None:

@@ -114,14 +114,31 @@ def test_steps_told_while_the_loop_is_about_to_wait_are_not_missed(often: None) 
     run(test)
 
 
-def test_a_post_that_fails_is_logged_and_the_next_one_is_sent(often: None, caplog: pytest.LogCaptureFixture) -> None:
+async def refuse() -> None:
+    raise OSError("refused")
+
+
+async def hang() -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("fail", "error"), [(refuse, "OSError('refused')"), (hang, "TimeoutError()")])
+def test_a_post_that_fails_or_hangs_is_logged_and_the_next_one_is_sent(
+    often: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fail: Callable[[], Awaitable[None]],
+    error: str,
+) -> None:
+    monkeypatch.setattr(progressing, "POST_S", 0.05)
+
     async def test() -> None:
         receive = Receiver()
 
         async def fail_once(message: dict[str, Any]) -> None:
             await receive(message)
             if message["step"] == 1:
-                raise OSError("refused")
+                await fail()
 
         async with observed(fail_once) as observe:
             observe(at(1))
@@ -133,31 +150,7 @@ def test_a_post_that_fails_is_logged_and_the_next_one_is_sent(often: None, caplo
         run(test)
     (record,) = caplog.records
     assert record.message == "progress was not sent"
-    assert record.fields == {"uid": "u", "error": "OSError('refused')"}
-
-
-def test_a_post_that_hangs_is_given_up(
-    often: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(progressing, "POST_S", 0.05)
-
-    async def test() -> None:
-        receive = Receiver()
-
-        async def hang_once(message: dict[str, Any]) -> None:
-            await receive(message)
-            if message["step"] == 1:
-                await asyncio.Event().wait()
-
-        async with observed(hang_once) as observe:
-            observe(at(1))
-            await receive.next()
-            observe(at(2))
-            assert (await receive.next())["step"] == 2
-
-    with caplog.at_level("WARNING", "worker"):
-        run(test)
-    assert [record.fields["error"] for record in caplog.records] == ["TimeoutError()"]
+    assert record.fields == {"uid": "u", "error": error}
 
 
 def test_a_job_that_is_done_waits_for_its_last_message() -> None:
