@@ -8,8 +8,10 @@ from torch import Tensor
 from sd_core.models import onednn
 from sd_core.models.layers import Conv2d, GatedLinear, Linear, timestep_embedding
 
+needs_onednn = pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
 
-@pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
+
+@needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(2, 5, 6), (1, 1, 6), (3, 6)])
 def test_a_packed_linear_is_the_same_product(shape: tuple[int, ...], bias: bool) -> None:
@@ -21,7 +23,7 @@ def test_a_packed_linear_is_the_same_product(shape: tuple[int, ...], bias: bool)
     assert layer.weight.is_mkldnn and layer.weight.shape == (4, 6)
 
 
-@pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
+@needs_onednn
 def test_a_packed_gated_linear_is_the_same() -> None:
     layer, x = GatedLinear(6, 5), torch.randn(2, 3, 6)
     value, gate = F.linear(x, layer.weight, layer.bias).chunk(2, dim=-1)
@@ -32,7 +34,7 @@ def test_a_packed_gated_linear_is_the_same() -> None:
         torch.testing.assert_close(layer(x), expected)
 
 
-@pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
+@needs_onednn
 @pytest.mark.parametrize(
     ("layer", "x"),
     [
@@ -50,7 +52,7 @@ def test_layers_add_packed_and_plain(layer: Linear | Conv2d, x: Tensor) -> None:
     torch.testing.assert_close(layer(x, add), plain + add, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
+@needs_onednn
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 0), (1, 1, 0)])
 def test_a_packed_convolution_is_the_same_at_every_size(kernel: int, stride: int, padding: int) -> None:
     layer = Conv2d(5, 8, kernel, stride=stride, padding=padding)
