@@ -14,8 +14,9 @@ def line_plot(
     title: str, x_label: str, y_label: str, positions: Sequence[object], lines: Mapping[str, Sequence[float]]
 ) -> str:
     """One line a name over evenly spaced positions; the y axis begins at zero."""
-    tick = _round_up(max((value for values in lines.values() for value in values), default=0.0) / MOST_TICKS or 1.0)
-    ticks = max(1, *(math.ceil(value / tick) for values in lines.values() for value in values))
+    highest = max((value for values in lines.values() for value in values), default=0.0)
+    tick = _round_up(highest / MOST_TICKS or 1.0)
+    ticks = max(1, math.ceil(highest / tick))
     step = (WIDTH - LEFT - RIGHT) / max(1, len(positions) - 1)
 
     def x(index: int) -> float:
