@@ -44,7 +44,7 @@ def write_safetensors(
             os.fsync(file.fileno())
         check()
         temporary.replace(destination)
-    except BaseException:
+    except BaseException:  # an interrupt too leaves nothing half-written
         with contextlib.suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
         raise

@@ -54,6 +54,6 @@ def _write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException:  # an interrupt too leaves nothing half-written
         partial.unlink(missing_ok=True)
         raise

@@ -153,7 +153,7 @@ def open_safetensors(path: Path) -> TensorFile:
     try:
         length = int.from_bytes(file.read(8), "little")
         tensors = _tensors(path, json.loads(file.read(length)), 8 + length)
-    except BaseException:
+    except BaseException:  # whatever it is, the caller gets no file to close
         file.close()
         raise
     return TensorFile(path, "safetensors", tensors, metadata, file)
