@@ -87,7 +87,7 @@ def start(settings: Settings) -> Service:
         ) from error
 
 
-def _load(settings: Settings, found: Found, phases: "Phases") -> Service:
+def _load(settings: Settings, found: Found, phases: Phases) -> Service:
     checkpoint = found.checkpoint
     if checkpoint.suffix == ".ckpt":
         from builder.convert import ensure_converted  # most starts have nothing to convert
