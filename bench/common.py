@@ -163,6 +163,12 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
     return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
 
 
+def rms_difference(ours: Tensor, theirs: Tensor) -> float:
+    """The root mean square of the difference, over that of `theirs`."""
+    difference, scale = (ours.float() - theirs.float()).square().mean(), theirs.float().square().mean()
+    return (difference / scale).sqrt().item()
+
+
 def summary(values: Sequence[float], digits: int = 4) -> dict[str, float]:
     spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {name: round(value, digits) for name, value in spread.items()}

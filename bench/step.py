@@ -1,7 +1,8 @@
 """One UNet call with guidance at 512x512: two rows of 64x64 latents. `python -m bench.step [--dtype bf16]`
 
 Each side runs it as its own pipeline does at every step: ours with the prompts read beforehand, and the two rows as
-one picture, diffusers with the latents doubled.
+one picture, diffusers with the latents doubled. `rounding` is each side's root mean square difference from diffusers'
+answer in float32, over that answer's own root mean square.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.common import compare, parse, random_model
+from bench.common import compare, parse, random_model, rms_difference
 from bench.reference import reference_unet
 from sd_core.weights.keys import UNET_PREFIX
 
@@ -38,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         eps: torch.Tensor = theirs(doubled, timesteps, context).sample
         return eps
 
-    return compare("step", options, ours_call, "diffusers", theirs_call, latents=list(doubled.shape))
+    exact = reference_unet(model.weights(UNET_PREFIX, options.device, torch.float32), model.architecture.unet)
+    expected = exact(doubled.float(), timesteps, context.float()).sample
+    del exact
+    rounding = {"ours": rms_difference(ours_call(), expected), "diffusers": rms_difference(theirs_call(), expected)}
+    return compare("step", options, ours_call, "diffusers", theirs_call, latents=list(doubled.shape), rounding=rounding)
 
 
 if __name__ == "__main__":

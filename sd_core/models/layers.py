@@ -6,20 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.models import onednn
+from sd_core.models import onednn, winograd
 
 NORM_GROUPS = 32
 
 
+def operands(layer: "Linear | GatedLinear | Conv2d", x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input, weight and bias as a layer that is not packed computes with them: in float32 where it widens."""
+    if not layer.widens:
+        return x, layer.weight, layer.bias
+    return x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float()
+
+
 class Linear(nn.Linear):
-    """`nn.Linear` whose weight may be packed for the CPU, at its first use, where `sd_core.models.pack` says so."""
+    """`nn.Linear` as `sd_core.models.pack` lays it out for a CPU: its weight packed, at its first use, or widened."""
 
     packs = False
+    widens = False
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:  # (..., in_features)
         """The layer, plus `add` (..., out_features), in one pass where packed."""
         if not self.packs:
-            out = F.linear(x, self.weight, self.bias)
+            out = F.linear(*operands(self, x)).to(x.dtype)
             return out if add is None else out + add
         if not self.weight.is_mkldnn:
             self.weight = onednn.packed_matrix(self.weight)
@@ -30,6 +38,7 @@ class GatedLinear(nn.Linear):
     """Half of a linear layer times the exact GELU of its other half: `weight` (2 * hidden, dim), first the values."""
 
     packs = False
+    widens = False
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(dim, hidden * 2)
@@ -37,7 +46,7 @@ class GatedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # (..., dim)
         if not self.packs:
-            value, gate = F.linear(x, self.weight, self.bias).chunk(2, dim=-1)
+            value, gate = F.linear(*operands(self, x)).to(x.dtype).chunk(2, dim=-1)
             return value * F.gelu(gate)
         if self._packed_gate is None:
             value, gate = self.weight.chunk(2)
@@ -46,21 +55,32 @@ class GatedLinear(nn.Linear):
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` whose weight may be packed in the same way, or else become channels_last."""
+    """`nn.Conv2d` laid out in the same way; where its weight is not packed it may become channels_last."""
 
     packs = False
+    widens = False
     channels_last = False
+    _entries: tuple[Tensor, ...] = ()
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:  # (B, C, H, W)
         """The layer, plus `add` (B, out_channels, H, W) or (B, out_channels, 1, 1), in one pass where packed."""
         if not self.packs:
             if self.channels_last:
                 self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
-            out = super().forward(x)
+            out = self._conv_forward(*operands(self, x)).to(x.dtype)
             return out if add is None else out + add
         if not self.weight.is_mkldnn:
-            self.weight = onednn.packed_convolution(self)
+            self._pack()
+        if self._entries:
+            return winograd.convolution(x, (self.weight, *self._entries), self.bias, add)
         return onednn.convolution(x, self.weight, self, add)
+
+    def _pack(self) -> None:
+        if winograd.suits(self):
+            self.weight, *entries = winograd.packed(self.weight)
+            self._entries = tuple(entry.data for entry in entries)
+        else:
+            self.weight = onednn.packed_convolution(self)
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:

@@ -16,7 +16,7 @@ COMMON = {"bench", "model", "device", "dtype", "rounds", "machine"}
 PROMISED = {
     "text": {"ours_s", "transformers_s", "ratio", "difference"},
     "vae": {"ours_s", "diffusers_s", "ratio", "difference"},
-    "step": {"ours_s", "diffusers_s", "ratio", "difference"},
+    "step": {"ours_s", "diffusers_s", "ratio", "difference", "rounding"},
     "peak": {"gflop_a_row", "step_s", "step_gflop_per_s", "peak_gflop_per_s", "efficiency", "products_gflop_per_s"},
     "start": {
         "ready_s",

@@ -7,7 +7,7 @@ from torch import nn
 from bench.random_weights import TINY
 from sd_core.models import onednn
 from sd_core.models.clip import CLIPTextEncoder
-from sd_core.models.layers import Conv2d, Linear
+from sd_core.models.layers import Conv2d, GatedLinear, Linear
 from sd_core.models.pack import pack
 from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
@@ -56,6 +56,29 @@ def test_layers_pack_on_a_cpu_that_can(monkeypatch: pytest.MonkeyPatch, packs: b
         pack(network, device)
         assert [layer.packs for layer in network] == [changes and packs] * 2
         assert network[0].channels_last is (changes and not packs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_where_a_narrow_dtype_cannot_be_packed_weights_are_widened_in_use(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(onednn, "packs", lambda _dtype: False)
+    pictures, tokens = torch.randn(1, 6, 5, 4).to(dtype), torch.randn(1, 3, 6).to(dtype)
+    for layer, x in ((Conv2d(6, 4, 3), pictures), (Linear(6, 4), tokens), (GatedLinear(6, 4), tokens)):
+        expected = layer(x.float()).to(dtype)
+        layer.to(dtype)
+        pack(layer, CPU)
+        assert layer.widens
+        answer = layer(x)
+        assert answer.dtype == layer.weight.dtype == dtype
+        torch.testing.assert_close(answer, expected, rtol=0.02, atol=0.02)
+
+
+def test_float32_is_wide_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "packs", lambda _dtype: False)
+    layer = Linear(6, 4)
+    pack(layer, CPU)
+    assert not layer.widens
 
 
 def test_where_nothing_can_be_packed_a_convolution_becomes_channels_last() -> None:
