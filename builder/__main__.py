@@ -1,4 +1,7 @@
-"""`python -m builder`: convert a checkpoint, or say what one is. Exit 0 done, 1 failed, 2 usage."""
+"""`python -m builder`: convert a checkpoint, compile its UNet for this GPU, or say what a checkpoint is.
+
+Exit 0 done, 1 failed, 2 usage.
+"""
 
 import argparse
 import signal
@@ -21,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "inspect":
             print("\n".join(inspect(arguments.file)))
+        elif arguments.command == "compile":
+            from builder.compile import compile_checkpoint  # which imports the engine
+
+            for package in compile_checkpoint(arguments.file, arguments.rows, dtype=arguments.dtype):
+                print(package)
         else:
             destination = arguments.destination or arguments.source.with_suffix(".safetensors")
             convert(
@@ -52,6 +60,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--use-ema", action="store_true", help="take the UNet's averages (model_ema.*)")
     command.add_argument("--vae", type=Path, metavar="FILE", help="take the VAE from this file")
     command.add_argument("--force", action="store_true", help="replace a DST that another conversion wrote")
+    command = commands.add_parser("compile", help="compile the UNet of a safetensors file for this machine's GPU")
+    command.add_argument("file", type=Path, metavar="FILE", help="as convert writes it; packages go beside it")
+    command.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8, 16],
+        metavar="N",
+        help="rows of the forwards: two a picture with guidance, one without (default: 1 2 4 8 16)",
+    )
+    command.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="SD_DTYPE of the worker")
     command = commands.add_parser("inspect", help="say what a checkpoint file is")
     command.add_argument("file", type=Path, metavar="FILE")
     return parser

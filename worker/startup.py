@@ -10,6 +10,7 @@ import numpy as np
 
 from sd_core.contracts import SDError
 from sd_core.engine.engine import Engine
+from sd_core.engine.graphs import COMPILED, Bucket, Step
 from sd_core.pipeline.model import StableDiffusion
 from worker import log
 from worker.identity import ModelIdentity
@@ -97,7 +98,7 @@ def _load(settings: Settings, found: Found, phases: Phases) -> Service:
         phases.end("convert")
     model = StableDiffusion.load(checkpoint, found.directory, settings.device, settings.dtype)
     phases.end("load")
-    engine = Engine(model, settings.max_batch, settings.max_jobs)
+    engine = Engine(model, settings.max_batch, settings.max_jobs, _packages(model, found.directory))
     # The interpreter must not be torn down under the drawing thread.
     atexit.register(engine.close)
     engine.warm_up()
@@ -113,6 +114,18 @@ def _load(settings: Settings, found: Found, phases: Phases) -> Service:
     }
     log.log.info("ready", extra={"fields": about})
     return Service(settings, engine, identity, Limits(settings.max_pixels, model.info.native_size))
+
+
+def _packages(model: StableDiffusion, directory: Path) -> dict[Bucket, Step]:
+    """The compiled forwards that `python -m builder compile` made for this GPU, if it did."""
+    if model.device.type != "cuda" or not (directory / COMPILED).is_dir():
+        return {}
+    from sd_core.engine.packages import folder_of, load_packages  # no other start needs them
+
+    folder = folder_of(directory, model.networks.unet, model.device)
+    packages = load_packages(folder, model.networks.unet)
+    log.log.info(f"{len(packages)} compiled forwards of the UNet from {folder}")
+    return packages
 
 
 def find(settings: Settings) -> Found:

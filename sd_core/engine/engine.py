@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,8 @@ from sd_core.contracts import (
     UNetRows,
     Work,
 )
+from sd_core.engine.graphs import Bucket, Step
+from sd_core.engine.memory import Memory
 from sd_core.engine.runner import Answer, Runner, Tiled, is_out_of_memory
 from sd_core.engine.scheduler import Job, Running, Scheduler
 from sd_core.pipeline.images import Drawn
@@ -62,12 +64,19 @@ class Engine:
     """Draws all jobs together: they join and leave between any two forwards.
 
     `max_batch` is how many guided pictures of native size share a forward of the UNet (two rows each); `max_jobs` how
-    many jobs are held at once, running or waiting for their turn.
+    many jobs are held at once, running or waiting for their turn. `packages` are compiled forwards for a GPU.
     """
 
-    def __init__(self, model: StableDiffusion, max_batch: int, max_jobs: int = 64) -> None:
+    def __init__(
+        self,
+        model: StableDiffusion,
+        max_batch: int,
+        max_jobs: int = 64,
+        packages: Mapping[Bucket, Step] | None = None,
+    ) -> None:
         self.model = model
-        self._runner = Runner(model)
+        self._memory = Memory.of(model)
+        self._runner = Runner(model, self._memory, packages)
         self._scheduler = Scheduler(max_batch, model.info.native_size**2)
         self._max_jobs, self._submitted, self._held, self._closed = max_jobs, 0, 0, False
         self._door = threading.Lock()  # over the line above
@@ -181,6 +190,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
             _settle(job.future, _as_known(error, job.request))
             return
+        self._scheduler.memory_room = self._memory.room()
         self._scheduler.add(
             Running(job, index, making, work)
             for index, (making, work) in enumerate(zip(prepared.pictures, asked, strict=True))

@@ -2,14 +2,16 @@
 
 import gc
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sd_core.contracts import Decode, Encode, UNetRows, Work
-from sd_core.models.unet import Contexts
+from sd_core.engine.graphs import Bucket, CUDACapture, GraphedUNet, Step
+from sd_core.engine.memory import Memory
+from sd_core.models.unet import Contexts, UNet
 from sd_core.models.vae import TILE
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.transfer import upload
@@ -31,8 +33,11 @@ Answer = Tensor | Tiled | Exception
 class Runner:
     """Stacks work of one kind and shape, as the scheduler chose it, into one forward."""
 
-    def __init__(self, model: StableDiffusion) -> None:
-        self._networks, self._device = model.networks, model.device
+    def __init__(self, model: StableDiffusion, memory: Memory, packages: Mapping[Bucket, Step] | None = None) -> None:
+        self._vae, self._device, self._memory = model.networks.vae, model.device, memory
+        self._unet: UNet | GraphedUNet = model.networks.unet
+        if self._device.type == "cuda":
+            self._unet = GraphedUNet(model.networks.unet, packages or {}, CUDACapture())
         self._read: OrderedDict[tuple[int, ...], tuple[list[Tensor], Contexts]] = OrderedDict()
 
     def run(self, works: Sequence[Work]) -> tuple[list[Answer], bool]:
@@ -53,21 +58,23 @@ class Runner:
         return self.run(works[:middle])[0] + self.run(works[middle:])[0], held
 
     def _forward(self, works: Sequence[Work]) -> Sequence[Tensor]:
-        vae = self._networks.vae
         match works[0]:
             case UNetRows():
                 return self._denoise([work for work in works if isinstance(work, UNetRows)])
             case Encode(pixels=pixels):
+                self._memory.require(works[:1])
                 noise = torch.cat([work.noise for work in works if isinstance(work, Encode)])
-                return _parts(vae.encode(pixels, noise), 1)
+                return _parts(self._vae.encode(pixels, noise), 1)
             case Decode():
+                self._memory.require(works)
                 latents = torch.cat([work.latents for work in works if isinstance(work, Decode)])
-                return _parts(vae.decode(latents), 1)
+                return _parts(self._vae.decode(latents), 1)
 
     def _denoise(self, works: Sequence[UNetRows]) -> Sequence[Tensor]:
+        self._memory.require(works)
         latents = torch.cat([work.latents for work in works])
         timesteps = upload(torch.tensor([work.timestep for work in works], dtype=torch.float32), self._device)
-        eps: Tensor = self._networks.unet(latents, timesteps, self._contexts([work.context for work in works]))
+        eps: Tensor = self._unet(latents, timesteps, self._contexts([work.context for work in works]))
         return _parts(eps, [len(work.context) for work in works])
 
     def _contexts(self, contexts: list[Tensor]) -> Contexts:
@@ -76,7 +83,7 @@ class Runner:
             rows = [picture for picture, context in enumerate(contexts) for _ in range(len(context))]
             spread = None if len(rows) == len(contexts) else upload(torch.tensor(rows), self._device)
             # The contexts are kept with what was read of them: a freed one's id could come again.
-            self._read[key] = contexts, self._networks.unet.read(torch.cat(contexts), spread)
+            self._read[key] = contexts, self._unet.read(torch.cat(contexts), spread)
             while len(self._read) > REMEMBERED:
                 self._read.popitem(last=False)
         self._read.move_to_end(key)
@@ -86,16 +93,15 @@ class Runner:
         """One picture's rows one after another, or its tiles, where memory does not hold them together."""
         if not is_out_of_memory(failure):
             return failure
-        vae = self._networks.vae
         try:
             match work:
                 case UNetRows(context=context) if len(context) > 1:
                     rows = [UNetRows(work.latents, work.timestep, row) for row in context.split(1)]
                     return torch.cat([self._denoise([row])[0] for row in rows])
                 case Encode(noise=noise) if max(noise.shape[2:]) > TILE:
-                    return Tiled(vae.encode_tiled(work.pixels, noise))
+                    return Tiled(self._vae.encode_tiled(work.pixels, noise))
                 case Decode(latents=latents) if max(latents.shape[2:]) > TILE:
-                    return Tiled(vae.decode_tiled(latents))
+                    return Tiled(self._vae.decode_tiled(latents))
                 case _:
                     return failure
         except Exception as error:  # noqa: BLE001 - as above
@@ -103,6 +109,8 @@ class Runner:
 
     def _free(self) -> None:
         self._read.clear()
+        if isinstance(self._unet, GraphedUNet):
+            self._unet.clear()
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

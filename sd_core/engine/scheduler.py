@@ -1,16 +1,14 @@
 """Which pictures share the next forward: room counted in rows and pixels, dealt out fairly among jobs."""
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from sd_core.contracts import Decode, Encode, Picture, UNetRows, Work
+from sd_core.engine.memory import pixels_of
 
 VAE_PIXELS = 512 * 512
 """Pixels that one forward of the VAE holds, so that running steps wait for no more than about one step's time."""
-
-LATENT_PIXELS = 64
-"""Pixels that one latent stands for: v1's autoencoder halves each side three times."""
 
 RECOVERY = 256
 """Forwards after which the full room is tried again where memory once did not hold it."""
@@ -44,12 +42,13 @@ class Scheduler:
     none waits for another to end. Between two forwards of the VAE the UNet has a turn.
 
     `max_batch` guided pictures (two rows each) of `native_pixels` fit one forward; larger pictures take as much more
-    room as they have pixels.
+    room as they have pixels. `memory_room` is what the device's memory holds of each kind, where that is known.
     """
 
     max_batch: int
     native_pixels: int
     running: list[Running] = field(default_factory=list)
+    memory_room: Mapping[type[Work], int] = field(default_factory=dict)
     _tick: int = 0
     _vae_before: bool = False
     _shrunk: dict[type, tuple[int, int]] = field(default_factory=dict)
@@ -87,14 +86,14 @@ class Scheduler:
         return batch
 
     def cost(self, work: Work) -> int:
-        """The room that a piece of work takes, in pixels."""
+        """The room that a piece of work takes, in pixels times rows."""
         match work:
-            case UNetRows(latents=latents, context=context):
-                return len(context) * max(self.native_pixels, LATENT_PIXELS * latents.shape[2] * latents.shape[3])
+            case UNetRows(context=context):
+                return max(len(context) * self.native_pixels, pixels_of(work))
             case Encode():
                 return 0  # one picture is encoded, for all that share it
-            case Decode(latents=latents):
-                return LATENT_PIXELS * latents.shape[2] * latents.shape[3]
+            case _:
+                return pixels_of(work)
 
     def shrink(self, batch: Sequence[Running]) -> None:
         """Memory did not hold this batch: for a while, no forward of its kind is more than half as large."""
@@ -103,6 +102,7 @@ class Scheduler:
 
     def _room(self, kind: type[Work]) -> int:
         full = 2 * self.max_batch * self.native_pixels if kind is UNetRows else max(VAE_PIXELS, self.native_pixels)
+        full = min(full, self.memory_room.get(kind, full))
         room, until = self._shrunk.get(kind, (full, self._tick))
         return min(room, full) if self._tick < until else full
 

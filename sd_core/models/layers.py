@@ -67,7 +67,7 @@ class Conv2d(nn.Conv2d):
         if not self.packs:
             if self.channels_last:
                 self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
-            out = self._conv_forward(*operands(self, x)).to(x.dtype)
+            out: Tensor = self._conv_forward(*operands(self, x)).to(x.dtype)
             return out if add is None else out + add
         if not self.weight.is_mkldnn:
             self._pack()

@@ -191,3 +191,18 @@ class UNet(nn.Module):
             x = stage(torch.cat([x, skip], dim=1), emb, size, contexts, unread)
         out: Tensor = self.out(x)
         return out.to(in_dtype)
+
+
+class UNetStep(nn.Module):
+    """A UNet that takes tensors alone, which is what can be compiled, and captured in a graph."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, latents: Tensor, timesteps: Tensor, rows: Tensor, *read: Tensor) -> Tensor:
+        """`read` holds keys and values of each attention in turn. Where there are as many pictures as prompts each has
+        its own, in order, and `rows` says nothing."""
+        contexts = Contexts(tuple(zip(read[::2], read[1::2], strict=True)), rows)
+        eps: Tensor = self.unet(latents, timesteps, contexts)
+        return eps

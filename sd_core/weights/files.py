@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -75,13 +75,7 @@ class TensorFile:
         if scratch is None:
             scratch = torch.empty(stored.span_bytes, dtype=torch.uint8)
         data = scratch[: stored.span_bytes]
-        rest = memoryview(data.numpy().data)
-        self.file.seek(stored.start)
-        while rest:
-            count = self.file.readinto(rest)
-            if not count:
-                raise ModelError(f"{self.path} ends inside the tensor {show(name)}: it is incomplete")
-            rest = rest[count:]
+        fill(self.file, stored.start, memoryview(data.numpy().data), self.path, name)
         return data.view(stored.dtype).as_strided(stored.shape, stored.stride).contiguous()
 
     def close(self) -> None:
@@ -94,6 +88,16 @@ class TensorFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def fill(file: FileIO | BufferedReader, start: int, into: memoryview, path: Path, name: str) -> None:
+    """Reads the bytes of the tensor `name` from `start` on. ModelError where the file, `path`, ends before."""
+    file.seek(start)
+    while into:
+        count = file.readinto(into)
+        if not count:
+            raise ModelError(f"{path} ends inside the tensor {show(name)}: it is incomplete")
+        into = into[count:]
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

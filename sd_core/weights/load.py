@@ -16,6 +16,7 @@ from sd_core.weights.check import meta_networks, networks_shapes, require_equal
 from sd_core.weights.detect import Architecture, detect, require_drawable
 from sd_core.weights.files import TensorFile, open_safetensors
 from sd_core.weights.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, canonical_names, show
+from sd_core.weights.parallel import read_parallel
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def load_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Netwo
 
     On the CPU, tensors that the file stores in `dtype` stay views of the memory map (private, copy on write):
     they become resident as they are first used, and the file may be replaced by a rename but not written in
-    place. All others are read and cast one by one, so that no more than one tensor is ever held twice.
+    place. All others are read and cast one by one, so that no more than one tensor is ever held twice. A GPU is
+    given the tensors as they are stored, several at a time, and casts them itself.
     ModelError where the file is missing, damaged, of another kind, or its tensors are not exactly those of
     its architecture.
     """
@@ -53,7 +55,11 @@ def load_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Netwo
             require_equal(found, networks_shapes(text_encoder, unet, vae))
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
-        tensors = _read(file, names, device, dtype)
+        if device.type == "cuda":
+            stored = {name: file.tensors[kept] for name, kept in names.items()}
+            tensors = {name: tensor.to(dtype) for name, tensor in read_parallel(path, stored, device).items()}
+        else:
+            tensors = _read(file, names, device, dtype)
         metadata = dict(file.metadata)
     for prefix, network in ((TEXT_PREFIX, text_encoder), (UNET_PREFIX, unet), (VAE_PREFIX, vae)):
         _assign(network, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})

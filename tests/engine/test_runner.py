@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from sd_core.contracts import Decode, Encode, UNetRows, Work
+from sd_core.engine import memory
+from sd_core.engine.memory import Memory
 from sd_core.engine.runner import Runner, Tiled, is_out_of_memory
 from sd_core.models.unet import Contexts
 
@@ -66,9 +68,9 @@ class FullVAE:
         return latents * 3
 
 
-def runner_of(unet: RecordingUNet, vae: RecordingVAE | FullVAE | None = None) -> Runner:
+def runner_of(unet: RecordingUNet, vae: RecordingVAE | FullVAE | None = None, bytes_a_pixel: float = 0) -> Runner:
     model: Any = SimpleNamespace(networks=SimpleNamespace(unet=unet, vae=vae), device=torch.device("cpu"))
-    return Runner(model)
+    return Runner(model, Memory(model.device, dict.fromkeys((UNetRows, Encode, Decode), bytes_a_pixel)))
 
 
 def rows(seed: int, timestep: float, contexts: int) -> UNetRows:
@@ -162,6 +164,21 @@ def test_without_memory_for_a_large_picture_the_vae_takes_its_tiles() -> None:
     pixels = torch.empty(1, 3, 520, 512)
     (answer,), _ = runner.run([Encode(pixels, large)])
     assert isinstance(answer, Tiled) and torch.equal(answer.tensor, large + 1)
+
+
+def test_what_memory_is_known_not_to_hold_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 100 * memory.SURE)
+    unet = RecordingUNet()
+    runner = runner_of(unet, FullVAE(), bytes_a_pixel=20 * memory.SURE / 64)
+    works = [UNetRows(torch.zeros(1, 4, 1, 1), 1.0, torch.zeros(2, 3, 8)) for _ in range(4)]
+    _, held = runner.run(works)
+    assert not held and unet.rows == [4, 4]
+    (answer,), _ = runner.run([UNetRows(torch.zeros(1, 4, 2, 2), 1.0, torch.zeros(2, 3, 8))])
+    assert unet.rows == [4, 4, 1, 1] and isinstance(answer, Tensor)
+    (answer,), _ = runner.run([UNetRows(torch.zeros(1, 4, 3, 2), 1.0, torch.zeros(1, 3, 8))])
+    assert len(unet.rows) == 4 and isinstance(answer, MemoryError)
+    (answer,), _ = runner.run([Decode(torch.zeros(1, 4, 65, 64))])
+    assert isinstance(answer, Tiled)
 
 
 def test_only_what_cannot_run_alone_fails() -> None:

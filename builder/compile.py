@@ -1,0 +1,55 @@
+"""Checkpoint -> compiled forwards of its UNet for the GPU of this machine, beside it on the volume."""
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from sd_core.contracts import ModelError
+from sd_core.engine.graphs import BUCKETS
+from sd_core.engine.packages import buckets_of, compile_package, folder_of, name_of
+from sd_core.pipeline.model import DTYPES, choose_device, choose_dtype
+from sd_core.weights.load import load_networks
+
+TUNED: Mapping[str, object] = {"max_autotune": True, "coordinate_descent_tuning": True}
+"""The kernels are chosen by trying: minutes here, so that no worker spends a second on it."""
+
+
+def compile_checkpoint(
+    checkpoint: Path,
+    rows: Sequence[int],
+    device: str = "cuda",
+    dtype: str = "auto",
+    options: Mapping[str, object] = TUNED,
+    made: Callable[[Path], None] = lambda _path: None,
+) -> list[Path]:
+    """Compiles the UNet of a `.safetensors` for forwards of these row counts at its native size.
+
+    What is there already is kept. Every package appears whole or not at all; `made` is told of each. Raises
+    `ModelError` for a checkpoint, device or row count that cannot be used.
+    """
+    if unknown := sorted(set(rows) - set(BUCKETS)):
+        raise ModelError(f"forwards have {', '.join(map(str, BUCKETS))} rows, none has {unknown[0]}")
+    chosen = choose_device(device)
+    networks = load_networks(checkpoint, chosen, DTYPES[choose_dtype(dtype, chosen)])
+    network, architecture = networks.unet, networks.architecture
+    side = architecture.native_size // networks.vae.downscale
+    folder = folder_of(checkpoint.parent, network, chosen)
+    folder.mkdir(parents=True, exist_ok=True)
+    packages = []
+    for bucket in buckets_of(sorted(set(rows)), side, architecture.text.max_length):
+        package = folder / name_of(bucket)
+        if not package.exists():
+            temporary = folder / f".{uuid.uuid4().hex}.pt2"
+            try:
+                with torch.no_grad():
+                    compile_package(network, bucket, temporary, options)
+                temporary.replace(package)
+            except RuntimeError as error:
+                raise ModelError(f"{package.name} could not be compiled: {error}") from error
+            finally:
+                temporary.unlink(missing_ok=True)
+            made(package)
+        packages.append(package)
+    return packages

@@ -1,0 +1,214 @@
+"""Forwards brought to fixed shapes and fixed memory. Without a GPU a graph is a computation that is repeated."""
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sd_core.engine import graphs
+from sd_core.engine.graphs import BUCKETS, MOST_GRAPHS, Bucket, CUDACapture, GraphedUNet, Replay
+from sd_core.models.unet import Contexts, UNet, UNetConfig, UNetStep
+
+CONFIG = UNetConfig(channels=(32, 64), num_res_blocks=1, attention_levels=(0,), context_dim=32)
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    torch.manual_seed(0)
+    return UNet(CONFIG).eval().requires_grad_(requires_grad=False)
+
+
+class Repeats:
+    """Captures by remembering: a replay computes again, from the same memory into the same memory."""
+
+    def __init__(self) -> None:
+        self.captured = 0
+
+    def __call__(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        self.captured += 1
+        answer = run()
+
+        def replay() -> None:
+            answer.copy_(run())
+
+        return replay, answer
+
+
+def forward(pictures: list[int], side: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Latents, timesteps, prompts and rows of pictures with so many prompts each."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(len(pictures), 4, side, side, generator=generator)
+    timesteps = torch.rand(len(pictures), generator=generator) * 999
+    context = torch.randn(sum(pictures), 77, CONFIG.context_dim, generator=generator)
+    rows = torch.tensor([index for index, count in enumerate(pictures) for _ in range(count)])
+    return latents, timesteps, context, None if len(rows) == len(pictures) else rows
+
+
+MIXES = [[1], [2], [2, 2], [2, 1], [1, 1, 1], [2, 1, 1, 2, 2], [1] * 5, [2] * 7, [1] * 30 + [2]]
+
+
+@pytest.mark.parametrize("pictures", MIXES, ids=str)
+def test_a_graph_answers_as_the_network_does(unet: UNet, pictures: list[int]) -> None:
+    capture = Repeats()
+    graphed = GraphedUNet(unet, {}, capture)
+    with torch.inference_mode():
+        for seed in range(4):  # plainly, captured, and twice more with other inputs and prompts
+            latents, timesteps, context, rows = forward(pictures, seed=seed)
+            expected = unet(latents, timesteps, unet.read(context, rows))
+            answer = graphed(latents, timesteps, graphed.read(context, rows))
+            torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
+            assert capture.captured == min(seed, 1)
+
+
+def test_a_graph_serves_smaller_forwards_and_forgets_those_before(unet: UNet) -> None:
+    capture = Repeats()
+    graphed = GraphedUNet(unet, {}, capture)
+    mixes = [[2] * 6, [2] * 6, [2] * 5, [2, 2, 2, 2, 1], [2] * 6]  # 12, 12, 10, 9 and 12 rows: one bucket
+    with torch.inference_mode():
+        for seed, pictures in enumerate(mixes):
+            latents, timesteps, context, rows = forward(pictures, seed=seed)
+            expected = unet(latents, timesteps, unet.read(context, rows))
+            answer = graphed(latents, timesteps, graphed.read(context, rows))
+            torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
+    assert capture.captured == 1
+
+
+def test_an_answer_is_no_longer_the_graphs_memory(unet: UNet) -> None:
+    graphed = GraphedUNet(unet, {}, Repeats())
+    latents, timesteps, context, rows = forward([2])
+    contexts = graphed.read(context, rows)
+    graphed(latents, timesteps, contexts)
+    first = graphed(latents, timesteps, contexts)
+    kept = first.clone()
+    graphed(latents + 1, timesteps, contexts)
+    assert torch.equal(first, kept)
+
+
+def test_prompts_that_stay_are_copied_once(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = 0
+    load = graphs._Graph._load_contexts
+
+    def counted(self: Any, contexts: Contexts) -> None:
+        nonlocal loads
+        loads += 1
+        load(self, contexts)
+
+    monkeypatch.setattr(graphs._Graph, "_load_contexts", counted)
+    graphed = GraphedUNet(unet, {}, Repeats())
+    latents, timesteps, context, rows = forward([2])
+    contexts = graphed.read(context, rows)
+    for _ in range(5):
+        graphed(latents, timesteps, contexts)
+    assert loads == 1
+    graphed(latents, timesteps, graphed.read(context, rows))
+    assert loads == 2
+
+
+def test_a_bucket_holds_its_forward_and_wastes_at_most_a_third() -> None:
+    for prompts in range(1, BUCKETS[-1] + 1):
+        for pictures in range((prompts + 1) // 2, prompts + 1):
+            rows = None if pictures == prompts else torch.zeros(prompts, dtype=torch.long)
+            contexts = Contexts(((torch.empty(prompts, 77, 1), torch.empty(prompts, 77, 1)),), rows)
+            bucket = Bucket.of(torch.empty(pictures, 4, 8, 6), contexts)
+            assert bucket is not None
+            assert (bucket.height, bucket.width, bucket.tokens) == (8, 6, 77)
+            assert prompts <= bucket.rows <= 1.5 * prompts
+            assert bucket.pictures in (bucket.rows, bucket.rows / 2)
+            assert bucket.pictures >= pictures
+            if rows is None:
+                assert bucket.pictures == bucket.rows, "each picture has its own prompt"
+
+
+def test_more_rows_than_any_bucket_run_plainly(unet: UNet) -> None:
+    capture = Repeats()
+    graphed = GraphedUNet(unet, {}, capture)
+    latents, timesteps, context, rows = forward([1] * 33, side=4)
+    for _ in range(2):
+        graphed(latents, timesteps, graphed.read(context, rows))
+    assert capture.captured == 0
+
+
+def test_the_graphs_that_rest_longest_are_forgotten(unet: UNet) -> None:
+    capture = Repeats()
+    graphed = GraphedUNet(unet, {}, capture)
+
+    def twice(side: int) -> None:
+        latents, timesteps, context, rows = forward([1], side)
+        for _ in range(2):
+            graphed(latents, timesteps, graphed.read(context, rows))
+
+    twice(4)
+    for side in range(5, 5 + MOST_GRAPHS):
+        twice(side)
+    assert capture.captured == 1 + MOST_GRAPHS
+    twice(4 + MOST_GRAPHS)
+    assert capture.captured == 1 + MOST_GRAPHS
+    twice(4)
+    assert capture.captured == 2 + MOST_GRAPHS
+    graphed.clear()
+    twice(4)
+    assert capture.captured == 3 + MOST_GRAPHS
+
+
+def test_where_nothing_can_be_captured_all_run_plainly(unet: UNet, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(_run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphed = GraphedUNet(unet, {}, refuse)
+    latents, timesteps, context, rows = forward([2])
+    expected = unet(latents, timesteps, unet.read(context, rows))
+    with caplog.at_level(logging.WARNING, "sd_core"):
+        for _ in range(3):
+            assert torch.equal(graphed(latents, timesteps, graphed.read(context, rows)), expected)
+    assert [record.message for record in caplog.records] == [
+        "no CUDA graphs, steps take longer: operation not permitted when stream is capturing"
+    ]
+
+
+def test_a_lack_of_memory_while_capturing_is_no_reason_to_stop(unet: UNet) -> None:
+    def full(_run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graphed = GraphedUNet(unet, {}, full)
+    latents, timesteps, context, rows = forward([2])
+    graphed(latents, timesteps, graphed.read(context, rows))
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            graphed(latents, timesteps, graphed.read(context, rows))
+
+
+def test_a_package_stands_for_the_network_in_its_bucket(unet: UNet) -> None:
+    step, called = UNetStep(unet), []
+
+    def package(*inputs: Tensor) -> Tensor:
+        called.append([tuple(each.shape) for each in inputs[:3]])
+        answer: Tensor = step(*inputs)
+        return answer
+
+    graphed = GraphedUNet(unet, {Bucket(1, 2, 8, 8, 77): package}, Repeats())
+    for pictures in ([2], [1], [2], [1]):
+        latents, timesteps, context, rows = forward(pictures)
+        expected = unet(latents, timesteps, unet.read(context, rows))
+        answer = graphed(latents, timesteps, graphed.read(context, rows))
+        torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
+    assert called
+    assert all(shapes == [(1, 4, 8, 8), (1,), (2,)] for shapes in called)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("pictures", MIXES, ids=str)
+def test_a_cuda_graph_answers_as_the_network_does(unet: UNet, pictures: list[int]) -> None:
+    on_gpu = copy.deepcopy(unet).cuda()
+    graphed = GraphedUNet(on_gpu, {}, CUDACapture())
+    with torch.inference_mode():
+        for seed in range(4):
+            latents, timesteps, context, rows = forward(pictures, seed=seed)
+            on_device = latents.cuda(), timesteps.cuda()
+            contexts = graphed.read(context.cuda(), None if rows is None else rows.cuda())
+            expected = unet(latents, timesteps, unet.read(context, rows))
+            torch.testing.assert_close(graphed(*on_device, contexts).cpu(), expected, rtol=1e-3, atol=1e-3)
