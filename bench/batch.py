@@ -1,13 +1,15 @@
 """How many pictures should share a forward: one job of 16, at every `SD_MAX_BATCH`. `python -m bench.batch`
 
 The bundled demo model at its native size, with guidance: the number behind the default of `SD_MAX_BATCH` on a CPU.
+With `--full` the random model of v1.5's size.
 """
 
+import statistics
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from bench.common import demo_model, parse, ratio, report, summary, time_in_turn
+from bench.common import command_line, full_option, options_of, ratio, report, served_model, summary, time_in_turn
 from bench.demo import PROMPT
 from sd_core.contracts import GenerationRequest
 from sd_core.engine.engine import Engine
@@ -17,12 +19,16 @@ BATCHES = (1, 2, 4, 8, 16)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    options = parse(__doc__ or "", argv, rounds=3)
-    model = demo_model(options)
+    parser = command_line(__doc__ or "", rounds=3)
+    full_option(parser)
+    parser.add_argument("--steps", type=int, default=8)
+    arguments = parser.parse_args(argv)
+    options = options_of(arguments)
+    model, packages, name = served_model(options, arguments.full)
     size = model.info.native_size
-    steps = 1 if options.tiny else 8
+    steps = 1 if options.tiny else arguments.steps
     request = GenerationRequest(PROMPT, seed=42, width=size, height=size, steps=steps, num_images=PICTURES)
-    engines = {str(batch): Engine(model, batch) for batch in BATCHES}
+    engines = {str(batch): Engine(model, batch, packages=packages) for batch in BATCHES}
 
     def draw(engine: Engine) -> None:
         engine.submit(request).result()
@@ -33,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return report(
         "batch",
         options,
-        model="tiny" if options.tiny else "demo",
+        model=name,
         job={"pixels": [size, size], "steps": steps, "pictures": PICTURES},
         seconds={name: summary(values) for name, values in seconds.items()},
+        images_per_s={name: round(PICTURES / statistics.median(values), 3) for name, values in seconds.items()},
         ratio_to_batch_1={name: ratio(values, seconds["1"]) for name, values in seconds.items()},
     )
 

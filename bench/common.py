@@ -19,6 +19,8 @@ from torch import Tensor
 
 from bench.random_weights import FULL, TINY, write_checkpoint
 from bench.tokenizer_files import clip_merges, write_tokenizer
+from sd_core.engine.graphs import Bucket, Step
+from sd_core.engine.packages import folder_of, load_packages
 from sd_core.pipeline.model import DTYPES, StableDiffusion, choose_device, choose_dtype
 from sd_core.weights.detect import Architecture
 from worker.settings import BUNDLED_WEIGHTS
@@ -85,6 +87,10 @@ def command_line(description: str, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
+def full_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--full", action="store_true", help="the random model of v1.5's size, not the demo model")
+
+
 def options_of(arguments: argparse.Namespace) -> Options:
     device = choose_device(arguments.device)
     return Options(arguments.tiny, device, choose_dtype(arguments.dtype, device), arguments.rounds, arguments.cache)
@@ -111,6 +117,15 @@ def demo_model(options: Options) -> StableDiffusion:
         return random_model(options).load(options)
     checkpoint = BUNDLED_WEIGHTS / "demo.safetensors"
     return StableDiffusion.load(checkpoint, BUNDLED_WEIGHTS, str(options.device), options.dtype)
+
+
+def served_model(options: Options, full: bool) -> tuple[StableDiffusion, dict[Bucket, Step], str]:
+    """The demo model or the random one of v1.5's size, what was compiled for it, and its name in a report."""
+    model = random_model(options).load(options) if full else demo_model(options)
+    directory = random_model(options).directory if full else BUNDLED_WEIGHTS
+    unet = model.networks.unet
+    name = "tiny" if options.tiny else "v1.5" if full else "demo"
+    return model, load_packages(folder_of(directory, unet, options.device), unet), name
 
 
 def time_in_turn(

@@ -1,29 +1,41 @@
-"""One picture of the bundled demo model: 20 steps, alone, with guidance. `python -m bench.demo`"""
+"""One picture of the bundled demo model, from the request to its PNG: 20 steps, alone, with guidance. `python -m
+bench.demo`; with `--full` of the random model of v1.5's size.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
-from bench.common import demo_model, parse, report, summary, time_in_turn
+from bench.common import command_line, full_option, options_of, report, served_model, summary, time_in_turn
 from sd_core.contracts import GenerationRequest, GenerationResult
 from sd_core.engine.engine import Engine
+from worker.respond import encode
 
 PROMPT = "a large red star on a blue background"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    options = parse(__doc__ or "", argv, rounds=7)
-    model = demo_model(options)
-    engine = Engine(model, max_batch=1)
+    parser = command_line(__doc__ or "", rounds=7)
+    full_option(parser)
+    arguments = parser.parse_args(argv)
+    options = options_of(arguments)
+    model, packages, name = served_model(options, arguments.full)
+    engine = Engine(model, max_batch=1, packages=packages)
     size = model.info.native_size
     steps = 2 if options.tiny else 20
     request = GenerationRequest(prompt=PROMPT, seed=42, width=size, height=size, steps=steps)
     results: list[GenerationResult] = []
-    seconds = time_in_turn({"ours": lambda: results.append(engine.submit(request).result())}, options)
+
+    def draw() -> None:
+        result = engine.submit(request).result()
+        encode(result.images[0], "png", "")
+        results.append(result)
+
+    seconds = time_in_turn({"ours": draw}, options)
     engine.close()
     return report(
         "demo",
         options,
-        model="tiny" if options.tiny else "demo",
+        model=name,
         picture={"pixels": [size, size], "steps": steps, "prompt": PROMPT},
         seconds=summary(seconds["ours"]),
         timings_ms=results[-1].timings_ms,

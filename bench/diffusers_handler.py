@@ -30,6 +30,10 @@ class Drawing:
             architecture = detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, file.metadata())
         self._side = architecture.native_size
         self._pipeline = reference_pipeline(tensors, architecture, weights).to(device)
+        if device == "cuda":  # diffusers' own advice for speed
+            for network in (self._pipeline.unet, self._pipeline.vae):
+                network.to(memory_format=torch.channels_last)
+            self._pipeline.unet = torch.compile(self._pipeline.unet, mode="max-autotune", fullgraph=True)
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """`{"input": {...}}` -> the pictures as base64 PNG, under the names of our worker's response."""

@@ -1,7 +1,8 @@
 """One UNet call with guidance at 512x512: two rows of 64x64 latents. `python -m bench.step [--dtype bf16]`
 
 Each side runs it as its own pipeline does at every step: ours with the prompts read beforehand, and the two rows as
-one picture, diffusers with the latents doubled. `rounding` is each side's root mean square difference from diffusers'
+one picture, on a GPU as a CUDA graph of what `python -m builder compile` made where it did; diffusers with the latents
+doubled. `rounding` is each side's root mean square difference from diffusers'
 answer in float32, over that answer's own root mean square.
 """
 
@@ -12,6 +13,8 @@ import torch
 
 from bench.common import compare, parse, random_model, rms_difference
 from bench.reference import reference_unet
+from sd_core.engine.graphs import for_device
+from sd_core.engine.packages import folder_of, load_packages
 from sd_core.weights.keys import UNET_PREFIX
 
 
@@ -19,7 +22,9 @@ from sd_core.weights.keys import UNET_PREFIX
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(__doc__ or "", argv, rounds=10)
     model = random_model(options)
-    unet = model.load(options).networks.unet
+    loaded = model.load(options).networks.unet
+    packages = load_packages(folder_of(model.directory, loaded, options.device), loaded)
+    unet = for_device(loaded, options.device, packages)
     theirs = reference_unet(model.weights(UNET_PREFIX, options.device, options.torch_dtype), model.architecture.unet)
 
     side = 8 if options.tiny else 64
@@ -43,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     expected = exact(doubled.float(), timesteps, context.float()).sample
     del exact
     rounding = {"ours": rms_difference(ours_call(), expected), "diffusers": rms_difference(theirs_call(), expected)}
-    return compare("step", options, ours_call, "diffusers", theirs_call, latents=list(doubled.shape), rounding=rounding)
+    about = {"latents": list(doubled.shape), "packages": len(packages), "rounding": rounding}
+    return compare("step", options, ours_call, "diffusers", theirs_call, **about)
 
 
 if __name__ == "__main__":

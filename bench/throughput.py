@@ -16,7 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.common import Options, command_line, demo_model, options_of, random_model, ratio, report, summary
+from bench.common import (
+    Options,
+    command_line,
+    demo_model,
+    full_option,
+    options_of,
+    random_model,
+    ratio,
+    report,
+    summary,
+)
 from bench.loop import IDLE_S, Served, Worker, latency, running
 from bench.plot import line_plot
 from bench.sharing import UNGUIDED_EVERY, measure_sharing
@@ -82,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def _plan(argv: Sequence[str] | None) -> Plan:
     parser = command_line(__doc__ or "", rounds=1)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--full", action="store_true", help="the random model of v1.5's size, not the demo model")
+    full_option(parser)
     parser.add_argument("--batch", type=int, default=16, help="SD_MAX_BATCH of our first side")
     parser.add_argument("--concurrency", type=int, nargs="+", default=LEVELS, help="how many clients ask at once")
     parser.add_argument("--jobs", type=int, default=32, help="jobs at each concurrency, at least one a client")

@@ -141,6 +141,11 @@ class GraphedUNet:
         return self._graphs[bucket]
 
 
+def for_device(unet: UNet, device: torch.device, packages: Mapping[Bucket, Step]) -> UNet | GraphedUNet:
+    """The UNet as its device runs it fastest."""
+    return GraphedUNet(unet, packages, CUDACapture()) if device.type == "cuda" else unet
+
+
 class CUDACapture:
     """Captures CUDA graphs that share one pool of memory: they run one after another."""
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sd_core.contracts import Decode, Encode, UNetRows, Work
-from sd_core.engine.graphs import Bucket, CUDACapture, GraphedUNet, Step
+from sd_core.engine.graphs import Bucket, GraphedUNet, Step, for_device
 from sd_core.engine.memory import Memory
-from sd_core.models.unet import Contexts, UNet
+from sd_core.models.unet import Contexts
 from sd_core.models.vae import TILE
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.transfer import upload
@@ -35,9 +35,7 @@ class Runner:
 
     def __init__(self, model: StableDiffusion, memory: Memory, packages: Mapping[Bucket, Step] | None = None) -> None:
         self._vae, self._device, self._memory = model.networks.vae, model.device, memory
-        self._unet: UNet | GraphedUNet = model.networks.unet
-        if self._device.type == "cuda":
-            self._unet = GraphedUNet(model.networks.unet, packages or {}, CUDACapture())
+        self._unet = for_device(model.networks.unet, model.device, packages or {})
         self._read: OrderedDict[tuple[int, ...], tuple[list[Tensor], Contexts]] = OrderedDict()
 
     def run(self, works: Sequence[Work]) -> tuple[list[Answer], bool]:
