@@ -20,6 +20,10 @@ from sd_core.engine.runner import Runner
 from sd_core.pipeline.model import StableDiffusion
 
 
+KINDS = {"one guided picture": (2,), "four mixed pictures": (2, 1, 2, 1), "encode": (), "decode": ()}
+"""Forwards by name: the rows of each picture in one of the UNet, none in one of the VAE."""
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(__doc__ or "", argv, rounds=1)
     model = random_model(options).load(options)
@@ -42,9 +46,6 @@ def works_of(model: StableDiffusion, kind: str, side: int) -> list[Work]:
     if kind == "encode":
         return [Encode(torch.randn(1, 3, side * 8, side * 8, device=model.device), latents)]
     return [Decode(latents)]
-
-
-KINDS = {"one guided picture": (2,), "four mixed pictures": (2, 1, 2, 1), "encode": (), "decode": ()}
 
 
 def peak_and_counted(model: StableDiffusion, kind: str, side: int) -> dict[str, float]:

@@ -80,7 +80,8 @@ def load_packages(folder: Path, network: UNet) -> dict[Bucket, Step]:
         if (match := _NAME.fullmatch(path.name)) is None:
             continue
         try:
-            package = torch._inductor.aoti_load_package(str(path))
+            # One thread draws; the locks for several would be in the way of CUDA graphs.
+            package = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
             constants: dict[str, Tensor] = {name: weights[name] for name in package.get_constant_fqns()}
             package.load_constants(constants, check_full_update=True, user_managed=True)
         except (RuntimeError, KeyError, OSError) as error:
