@@ -19,7 +19,6 @@ from sd_core.engine.memory import Memory, pixels_of
 from sd_core.engine.runner import Runner
 from sd_core.pipeline.model import StableDiffusion
 
-
 KINDS = {"one guided picture": (2,), "four mixed pictures": (2, 1, 2, 1), "encode": (), "decode": ()}
 """Forwards by name: the rows of each picture in one of the UNet, none in one of the VAE."""
 
