@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     expected = exact(doubled.float(), timesteps, context.float()).sample
     del exact
     rounding = {"ours": rms_difference(ours_call(), expected), "diffusers": rms_difference(theirs_call(), expected)}
-    about = {"latents": list(doubled.shape), "packages": len(packages), "rounding": rounding}
+    about: dict[str, Any] = {"latents": list(doubled.shape), "packages": len(packages), "rounding": rounding}
     return compare("step", options, ours_call, "diffusers", theirs_call, **about)
 
 
