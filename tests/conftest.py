@@ -16,6 +16,15 @@ from sd_core.weights.check import expected_shapes
 from sd_core.weights.detect import Architecture
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def clip_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with CLIP's real `vocab.json` and `merges.txt`."""

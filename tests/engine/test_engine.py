@@ -293,7 +293,6 @@ def test_half_precision_draws_nearly_the_same(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_draws_the_cpus_picture(tiny_checkpoint: Path, engine: Engine) -> None:
     gpu = Engine(StableDiffusion.load(tiny_checkpoint, tiny_checkpoint.parent, "cuda", "fp32"), max_batch=4)
     gpu.warm_up()

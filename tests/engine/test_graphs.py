@@ -200,7 +200,6 @@ def test_a_package_stands_for_the_network_in_its_bucket(unet: UNet) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("pictures", MIXES, ids=str)
 def test_a_cuda_graph_answers_as_the_network_does(unet: UNet, pictures: list[int]) -> None:
     on_gpu = copy.deepcopy(unet).cuda()

@@ -88,7 +88,6 @@ def test_buckets_are_of_pictures_with_guidance_and_without() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_package_for_a_gpu_answers_as_the_network_does(tmp_path: Path) -> None:
     unet = network().cuda()
     compile_package(unet, BUCKET, tmp_path / name_of(BUCKET), {})

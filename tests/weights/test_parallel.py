@@ -36,7 +36,6 @@ def test_a_file_that_ends_too_early_is_said_to(tiny_checkpoint: Path, tmp_path: 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_gpu_gets_the_same_weights(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
     def weights(device: str) -> dict[str, Tensor]:
