@@ -1,7 +1,7 @@
 """Checkpoint -> compiled forwards of its UNet for the GPU of this machine, beside it on the volume."""
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,12 +22,11 @@ def compile_checkpoint(
     device: str = "cuda",
     dtype: str = "auto",
     options: Mapping[str, object] = TUNED,
-    made: Callable[[Path], None] = lambda _path: None,
-) -> list[Path]:
-    """Compiles the UNet of a `.safetensors` for forwards of these row counts at its native size.
+) -> Iterator[Path]:
+    """Compiles the UNet of a `.safetensors` for forwards of these row counts at its native size, package by package.
 
-    What is there already is kept. Every package appears whole or not at all; `made` is told of each. Raises
-    `ModelError` for a checkpoint, device or row count that cannot be used.
+    What is there already is kept. Every package appears whole or not at all. Raises `ModelError` for a checkpoint,
+    device or row count that cannot be used, and where the compiler fails.
     """
     if unknown := sorted(set(rows) - set(BUCKETS)):
         raise ModelError(f"forwards have {', '.join(map(str, BUCKETS))} rows, none has {unknown[0]}")
@@ -37,7 +36,6 @@ def compile_checkpoint(
     side = architecture.native_size // networks.vae.downscale
     folder = folder_of(checkpoint.parent, network, chosen)
     folder.mkdir(parents=True, exist_ok=True)
-    packages = []
     for bucket in buckets_of(sorted(set(rows)), side, architecture.text.max_length):
         package = folder / name_of(bucket)
         if not package.exists():
@@ -50,6 +48,4 @@ def compile_checkpoint(
                 raise ModelError(f"{package.name} could not be compiled: {error}") from error
             finally:
                 temporary.unlink(missing_ok=True)
-            made(package)
-        packages.append(package)
-    return packages
+        yield package

@@ -147,6 +147,17 @@ def test_after_a_lack_of_memory_batches_are_smaller_for_a_while() -> None:
     assert size == 4
 
 
+def test_batches_are_no_larger_than_memory_holds() -> None:
+    house = House(max_batch=4)
+    house.add(steps(), pictures=4)
+    house.scheduler.memory_room = {UNetRows: 5 * NATIVE * NATIVE}
+    assert len(house.next()) == 2
+    house.scheduler.memory_room = {UNetRows: 0}
+    assert len(house.next()) == 1, "one is tried whatever is said"
+    house.scheduler.memory_room = {}
+    assert len(house.next()) == 4
+
+
 def test_nothing_runs_where_nothing_is() -> None:
     house = House()
     assert house.next() == []

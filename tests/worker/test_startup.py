@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from sd_core.contracts import GenerationRequest
+from sd_core.engine import packages
+from sd_core.engine.graphs import Bucket, Step
+from sd_core.models.unet import UNet
+from sd_core.pipeline.model import StableDiffusion
 from worker import startup
 from worker.identity import ModelIdentity
 from worker.settings import Settings, read_settings
@@ -219,6 +224,25 @@ def test_a_file_that_cannot_be_hashed_costs_no_more_than_the_hash(tmp_path: Path
     wait_for_hash(identity)
     assert identity.describe()["sha256"] is None
     assert "cannot be hashed" in capsys.readouterr().out
+
+
+def test_compiled_forwards_are_loaded_for_the_gpu_that_they_were_made_for(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def load(folder: Path, _unet: UNet) -> dict[Bucket, Step]:
+        asked.append(folder)
+        return {Bucket(1, 2, 8, 8, 77): lambda *inputs: inputs[0]}
+
+    monkeypatch.setattr(packages, "load_packages", load)
+    monkeypatch.setattr(packages, "device_name", lambda _device: "sm90")
+    on_gpu = replace(tiny_model, info=replace(tiny_model.info, device="cuda"))
+    assert startup._packages(on_gpu, tmp_path) == {} and not asked, "nothing was compiled"
+    (tmp_path / "compiled").mkdir()
+    assert startup._packages(tiny_model, tmp_path) == {} and not asked, "a CPU has no use for them"
+    assert len(startup._packages(on_gpu, tmp_path)) == 1
+    assert [folder.name.startswith("sm90-torch") for folder in asked] == [True]
 
 
 def test_the_start_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
