@@ -52,7 +52,7 @@ def main() -> None:
 
 # The SDK's heartbeat is a child process, and under spawn it imports this module again: it needs no model.
 if multiprocessing.parent_process() is None:
-    # What imports make stays: looking for garbage in it takes a tenth of the start, and of no use later either.
+    # What imports make stays: looking for garbage in it slows the start, and is of no use later either.
     gc.disable()
     if __name__ == "__main__":
         # The SDK's import waits a second for another program; meanwhile torch and the weights are loaded.

@@ -13,7 +13,7 @@ from sd_core.pipeline.model import DTYPES, choose_device, choose_dtype
 from sd_core.weights.load import load_networks
 
 TUNED: Mapping[str, object] = {"max_autotune": True, "coordinate_descent_tuning": True}
-"""The kernels are chosen by trying: minutes here, so that no worker spends a second on it."""
+"""The kernels are chosen by trying, here, so that no worker spends time on it."""
 
 
 def compile_checkpoint(

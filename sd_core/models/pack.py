@@ -12,7 +12,7 @@ def pack(module: nn.Module, device: torch.device) -> None:
 
     On a CPU each layer does so at its first use and keeps no other copy: it packs its weight where oneDNN multiplies
     packed ones of that dtype, else a convolution's becomes channels_last. A CPU that cannot multiply in a narrow dtype
-    emulates it some hundred times slower: there the weights stay narrow, and each is widened while it is used.
+    emulates it far slower: there the weights stay narrow, and each is widened while it is used.
     """
     if device.type != "cpu":
         return
