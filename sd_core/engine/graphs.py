@@ -66,7 +66,7 @@ class _Graph:
         self._read = [
             each.new_zeros(bucket.rows, *each.shape[1:]) for keys_values in contexts.read for each in keys_values
         ]
-        self._bucket, self._contexts = bucket, contexts
+        self._bucket = bucket
         self._load_contexts(contexts)
         self._replay, self._eps = capture(lambda: step(self._latents, self._timesteps, self._rows, *self._read))
 
@@ -106,14 +106,9 @@ class GraphedUNet:
 
     def __call__(self, latents: Tensor, timesteps: Tensor, contexts: Contexts) -> Tensor:
         bucket = Bucket.of(latents, contexts) if self._captures else None
-        if bucket is None:
-            eps: Tensor = self._unet(latents, timesteps, contexts)
-            return eps
-        graph = self._graph(bucket, latents, contexts)
-        if graph is None:
-            plain: Tensor = self._unet(latents, timesteps, contexts)
-            return plain
-        return graph(latents, timesteps, contexts)
+        graph = None if bucket is None else self._graph(bucket, latents, contexts)
+        eps: Tensor = (graph or self._unet)(latents, timesteps, contexts)
+        return eps
 
     def clear(self) -> None:
         """Gives the graphs' memory back."""
