@@ -6,8 +6,10 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import nn
 
 from sd_core.contracts import Decode, Encode, UNetRows, Work
+from sd_core.models.pack import bytes_to_pack
 from sd_core.pipeline.model import DTYPES, StableDiffusion
 
 LATENT_PIXELS = 64
@@ -30,22 +32,27 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Memory:
-    """Activations grow with rows times pixels: so many bytes a pixel for each kind of work."""
+    """Activations grow with rows times pixels: so many bytes a pixel for each kind of work.
+
+    `networks` are those whose weights take memory as they are first used.
+    """
 
     device: torch.device
     bytes_a_pixel: Mapping[type[Work], float]
+    networks: tuple[nn.Module, ...] = ()
 
     @classmethod
     def of(cls, model: StableDiffusion) -> "Memory":
+        networks = model.networks.text_encoder, model.networks.unet, model.networks.vae
         unet, vae = model.networks.unet.config, model.networks.vae.config
         size = DTYPES[model.info.dtype].itemsize
         pixel = VAE_NUMBERS * max(vae.channels[:2]) * size
         row_pixel = UNET_NUMBERS * unet.channels[0] * size / LATENT_PIXELS
-        return cls(model.device, {UNetRows: row_pixel, Encode: pixel, Decode: pixel})
+        return cls(model.device, {UNetRows: row_pixel, Encode: pixel, Decode: pixel}, networks)
 
     def room(self) -> dict[type[Work], int]:
         """Pixels, times rows, that a forward of each kind may have now; empty where nobody can say."""
-        free = free_bytes(self.device)
+        free = self._free()
         if free is None:
             return {}
         return {kind: int(USABLE * free / each) for kind, each in self.bytes_a_pixel.items()}
@@ -58,8 +65,13 @@ class Memory:
         if self.device.type != "cpu":
             return
         needed = self.bytes_a_pixel[type(works[0])] * sum(pixels_of(work) for work in works)
-        if needed > SURE and (free := free_bytes(self.device)) is not None and needed > free:
+        if needed > SURE and (free := self._free()) is not None and needed > free:
             raise MemoryError(f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB free")
+
+    def _free(self) -> int | None:
+        """Bytes that forwards may take: not those for weights that are still to be packed."""
+        free = free_bytes(self.device)
+        return None if free is None else max(0, free - sum(map(bytes_to_pack, self.networks)))
 
 
 def pixels_of(work: Work) -> int:

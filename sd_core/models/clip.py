@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_core.models.attention import attention
-from sd_core.models.layers import Linear
+from sd_core.models.layers import Linear, running_dtype
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class CLIPTextEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.text_model.embeddings.token_embedding.weight.dtype
+        return running_dtype(self)
 
     def forward(self, ids: Tensor) -> Tensor:  # (B, T), T <= max_length
         out: Tensor = self.text_model(ids)

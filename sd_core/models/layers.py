@@ -19,25 +19,28 @@ def operands(layer: "Linear | GatedLinear | Conv2d", x: Tensor) -> tuple[Tensor,
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` as `sd_core.models.pack` lays it out for a CPU: its weight packed, at its first use, or widened."""
+    """`nn.Linear` as `sd_core.models.pack` lays it out for a CPU: its weight packed, at its first use, or widened.
 
-    packs = False
+    `packs` is the dtype in which it is packed, whatever it is stored in; None where it is not packed.
+    """
+
+    packs: torch.dtype | None = None
     widens = False
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:  # (..., in_features)
         """The layer, plus `add` (..., out_features), in one pass where packed."""
-        if not self.packs:
+        if self.packs is None:
             out = F.linear(*operands(self, x)).to(x.dtype)
             return out if add is None else out + add
         if not self.weight.is_mkldnn:
-            self.weight = onednn.packed_matrix(self.weight)
+            self.weight = onednn.packed_matrix(self.weight.to(self.packs))
         return onednn.linear(x, self.weight, self.bias, add)
 
 
 class GatedLinear(nn.Linear):
     """Half of a linear layer times the exact GELU of its other half: `weight` (2 * hidden, dim), first the values."""
 
-    packs = False
+    packs: torch.dtype | None = None
     widens = False
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -45,11 +48,11 @@ class GatedLinear(nn.Linear):
         self._packed_gate: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # (..., dim)
-        if not self.packs:
+        if self.packs is None:
             value, gate = F.linear(*operands(self, x)).to(x.dtype).chunk(2, dim=-1)
             return value * F.gelu(gate)
         if self._packed_gate is None:
-            value, gate = self.weight.chunk(2)
+            value, gate = self.weight.to(self.packs).chunk(2)
             self._packed_gate, self.weight = onednn.packed_matrix(gate).data, onednn.packed_matrix(value)
         return onednn.gated_linear(x, self.weight, self._packed_gate, self.bias)
 
@@ -57,30 +60,35 @@ class GatedLinear(nn.Linear):
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` laid out in the same way; where its weight is not packed it may become channels_last."""
 
-    packs = False
+    packs: torch.dtype | None = None
     widens = False
     channels_last = False
     _entries: tuple[Tensor, ...] = ()
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:  # (B, C, H, W)
         """The layer, plus `add` (B, out_channels, H, W) or (B, out_channels, 1, 1), in one pass where packed."""
-        if not self.packs:
+        if self.packs is None:
             if self.channels_last:
                 self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
             out: Tensor = self._conv_forward(*operands(self, x)).to(x.dtype)
             return out if add is None else out + add
         if not self.weight.is_mkldnn:
-            self._pack()
+            self._pack(self.packs)
         if self._entries:
             return winograd.convolution(x, (self.weight, *self._entries), self.bias, add)
         return onednn.convolution(x, self.weight, self, add)
 
-    def _pack(self) -> None:
+    def _pack(self, dtype: torch.dtype) -> None:
         if winograd.suits(self):
-            self.weight, *entries = winograd.packed(self.weight)
+            self.weight, *entries = winograd.packed(self.weight, dtype)
             self._entries = tuple(entry.data for entry in entries)
         else:
-            self.weight = onednn.packed_convolution(self)
+            self.weight = onednn.packed_convolution(self, dtype)
+
+
+def running_dtype(network: nn.Module) -> torch.dtype:
+    """What a network computes in: the dtype of its norms and biases. A weight may be stored in another till packed."""
+    return next(parameter.dtype for parameter in network.parameters() if parameter.dim() == 1)
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:

@@ -49,11 +49,12 @@ def gated_linear(x: Tensor, value: Tensor, gate: Tensor, bias: Tensor | None) ->
     return out
 
 
-def packed_convolution(layer: nn.Conv2d) -> nn.Parameter:
-    """The packed weight: of a 1x1 convolution, which runs as a linear layer, a matrix."""
+def packed_convolution(layer: nn.Conv2d, dtype: torch.dtype) -> nn.Parameter:
+    """The packed weight, in `dtype`: of a 1x1 convolution, which runs as a linear layer, a matrix."""
+    weight = layer.weight.data.to(dtype)
     if is_linear(layer):
-        return packed_matrix(layer.weight.data.flatten(1))
-    weight = layer.weight.data.contiguous(memory_format=torch.channels_last)
+        return packed_matrix(weight.flatten(1))
+    weight = weight.contiguous(memory_format=torch.channels_last)
     packed = torch.ops.mkldnn._reorder_convolution_weight(
         weight, layer.padding, layer.stride, layer.dilation, layer.groups, None
     )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.models.attention import KeysValues, SpatialTransformer
-from sd_core.models.layers import Conv2d, Linear, group_norm, timestep_embedding
+from sd_core.models.layers import Conv2d, Linear, group_norm, running_dtype, timestep_embedding
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class UNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return running_dtype(self)
 
     def read(self, context: Tensor, rows: Tensor | None = None) -> Contexts:
         """What the attentions need of prompts (R, T, context_dim), of which prompt i belongs to picture `rows[i]`."""

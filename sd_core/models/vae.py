@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.models.attention import attention
-from sd_core.models.layers import Conv2d, group_norm
+from sd_core.models.layers import Conv2d, group_norm, running_dtype
 from sd_core.models.tiles import tiled
 
 NORM_EPS = 1e-6
@@ -180,7 +180,7 @@ class VAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.quant_conv.weight.dtype
+        return running_dtype(self)
 
     @property
     def downscale(self) -> int:

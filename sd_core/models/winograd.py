@@ -8,6 +8,7 @@ bfloat16 the transforms round too: the whole UNet then rounds about a tenth more
 
 from collections.abc import Iterator, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +16,9 @@ from sd_core.models import onednn
 
 LEAST_CHANNELS = 256
 """In and out; with fewer, the transforms cost more than the multiplications that they save."""
+
+GROWTH = 16 / 9
+"""Memory that the matrices take over that of the kernel."""
 
 TILES = 512
 """Of one picture or several that are computed together: enough for a fast product, few enough to stay in cache."""
@@ -30,10 +34,10 @@ def suits(layer: nn.Conv2d) -> bool:
     )
 
 
-def packed(weight: Tensor) -> list[nn.Parameter]:
-    """The sixteen matrices, packed, of a kernel (out_channels, in_channels, 3, 3); 16/9 of its memory."""
+def packed(weight: Tensor, dtype: torch.dtype) -> list[nn.Parameter]:
+    """The sixteen matrices, packed in `dtype`, of a kernel (out_channels, in_channels, 3, 3)."""
     taps = weight.permute(2, 3, 0, 1).contiguous().float()  # (3, 3, out_channels, in_channels)
-    return [onednn.packed_matrix(entry.to(weight.dtype)) for row in _of_kernel(taps) for entry in _of_kernel(row)]
+    return [onednn.packed_matrix(entry.to(dtype)) for row in _of_kernel(taps) for entry in _of_kernel(row)]
 
 
 def convolution(

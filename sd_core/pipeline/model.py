@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from sd_core.contracts import ModelError
-from sd_core.models.pack import pack
 from sd_core.pipeline.preview import LATENT_TO_RGB, LatentToRGB, latent_to_rgb_of
 from sd_core.text.encode import PromptEncoder
 from sd_core.text.tokenizer import CLIPTokenizer
@@ -49,15 +48,13 @@ class StableDiffusion:
         tokenizer = CLIPTokenizer.load(tokenizer_dir)
         chosen = choose_device(device)
         name = choose_dtype(dtype, chosen)
-        networks = load_networks(checkpoint, chosen, DTYPES[name])
+        networks = load_networks(checkpoint, chosen, DTYPES[name], packed=True)
         vocabulary = networks.architecture.text.vocab_size
         if tokenizer.eos >= vocabulary:
             raise ModelError(
                 f"{tokenizer_dir} holds another model's tokenizer: its end token is {tokenizer.eos}, "
                 f"but {checkpoint} knows {vocabulary} tokens."
             )
-        for module in (networks.text_encoder, networks.unet, networks.vae):
-            pack(module, chosen)
         info = ModelInfo(
             name=checkpoint.stem,
             sha256=networks.metadata.get("sd_core.source_sha256"),

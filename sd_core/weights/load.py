@@ -1,6 +1,7 @@
 """A safetensors checkpoint -> the three networks, ready to run."""
 
 import os
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from sd_core.contracts import ModelError
 from sd_core.models.clip import CLIPTextEncoder
+from sd_core.models.pack import pack
 from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
 from sd_core.weights.check import meta_networks, networks_shapes, require_equal
@@ -37,10 +39,13 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, torch
         return file.shapes, dtypes, dict(file.metadata)
 
 
-def load_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Networks:
+def load_networks(path: Path, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Networks:
     """The networks of a v1.x `.safetensors`, every weight on `device` in `dtype`.
 
-    On the CPU, tensors that the file stores in `dtype` stay views of the memory map (private, copy on write):
+    With `packed` they are laid out for the device (`sd_core.models.pack`): weights that their layers pack stay as they
+    are stored until then.
+
+    On the CPU, tensors that may stay as the file stores them are views of the memory map (private, copy on write):
     they become resident as they are first used, and the file may be replaced by a rename but not written in
     place. All others are read and cast one by one, so that no more than one tensor is ever held twice. A GPU is
     given the tensors as they are stored, several at a time, and casts them itself.
@@ -55,13 +60,18 @@ def load_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Netwo
             require_equal(found, networks_shapes(text_encoder, unet, vae))
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
+        networks = {TEXT_PREFIX: text_encoder, UNET_PREFIX: unet, VAE_PREFIX: vae}
+        kept: set[str] = set()
+        if packed:
+            for prefix, network in networks.items():
+                kept.update(prefix + name for name in pack(network, device, dtype))
         if device.type == "cuda":
-            stored = {name: file.tensors[kept] for name, kept in names.items()}
-            tensors = {name: tensor.to(dtype) for name, tensor in read_parallel(path, stored, device).items()}
+            entries = {name: file.tensors[stored] for name, stored in names.items()}
+            tensors = {name: tensor.to(dtype) for name, tensor in read_parallel(path, entries, device).items()}
         else:
-            tensors = _read(file, names, device, dtype)
+            tensors = _read(file, names, kept, device, dtype)
         metadata = dict(file.metadata)
-    for prefix, network in ((TEXT_PREFIX, text_encoder), (UNET_PREFIX, unet), (VAE_PREFIX, vae)):
+    for prefix, network in networks.items():
         _assign(network, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     return Networks(text_encoder, unet, vae, architecture, metadata)
 
@@ -78,20 +88,25 @@ def _understand(file: TensorFile) -> tuple[Architecture, dict[str, str]]:
     return architecture, names
 
 
-def _read(file: TensorFile, names: dict[str, str], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+def _read(
+    file: TensorFile, names: dict[str, str], kept: Set[str], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The tensors by canonical name, in `dtype` but those `kept` as they are stored."""
     if hasattr(os, "posix_fadvise"):
         # The kernel then fetches the file in one go: a network volume serves that far faster than pages.
         os.posix_fadvise(file.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-    cast = [stored for stored in map(file.tensors.__getitem__, names.values()) if stored.dtype != dtype]
+    cast = {name for name, stored in names.items() if name not in kept and file.tensors[stored].dtype != dtype}
     # One buffer for all: allocating each anew would leave the heap in pieces between the results.
-    scratch = torch.empty(max((stored.span_bytes for stored in cast), default=0), dtype=torch.uint8)
+    largest = max((file.tensors[names[name]].span_bytes for name in cast), default=0)
+    scratch = torch.empty(largest, dtype=torch.uint8)
     tensors: dict[str, Tensor] = {}
     with safe_open(file.path, framework="pt", device="cpu") as mapped:
         for name, stored in names.items():
             # A cast of a view would leave the map's pages resident beside its result, so those are read.
-            same = file.tensors[stored].dtype == dtype
-            tensor = mapped.get_tensor(stored) if same else file.read(stored, scratch)
-            tensor = tensor.to(device, dtype)
+            if name in cast:
+                tensor = file.read(stored, scratch).to(device, dtype)
+            else:
+                tensor = mapped.get_tensor(stored).to(device)
             # Old writers did not pad their header, so a view may lie across element boundaries.
             tensors[name] = tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
     return tensors

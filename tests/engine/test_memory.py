@@ -11,6 +11,7 @@ from bench.memory import KINDS, peak_and_counted
 from sd_core.contracts import Decode, Encode, UNetRows
 from sd_core.engine import memory
 from sd_core.engine.memory import Memory, free_bytes, pixels_of
+from sd_core.models.layers import Linear
 from sd_core.pipeline.model import StableDiffusion
 
 CPU = torch.device("cpu")
@@ -46,6 +47,18 @@ def test_free_memory_is_what_the_machine_and_the_container_leave(free: Path) -> 
 @pytest.mark.usefixtures("free")
 def test_room_is_the_usable_part_of_it() -> None:
     assert Memory(CPU, {UNetRows: 2.0, Decode: 8.0}).room() == {UNetRows: 400, Decode: 100}
+
+
+@pytest.mark.usefixtures("free")
+def test_weights_still_to_be_packed_take_their_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Linear(10, 15)
+    layer.packs = torch.float32
+    waiting = Memory(CPU, {Decode: 8.0}, (layer,))
+    assert waiting.room() == {Decode: 40}
+    monkeypatch.setattr(memory, "SURE", 0)
+    with pytest.raises(MemoryError, match="are needed"):
+        waiting.require([Decode(torch.empty(1, 4, 1, 1))])
+    assert Memory(CPU, {Decode: 8.0}, (Linear(1000, 1000), layer)).room() == {Decode: 40}
 
 
 def test_where_nobody_knows_what_is_free_nothing_is_limited() -> None:

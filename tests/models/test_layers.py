@@ -17,7 +17,7 @@ needs_onednn = pytest.mark.skipif(not onednn.packs(torch.float32), reason="no on
 def test_a_packed_linear_is_the_same_product(shape: tuple[int, ...], bias: bool) -> None:
     layer, x = Linear(6, 4, bias=bias), torch.randn(shape)
     expected = F.linear(x, layer.weight, layer.bias)
-    layer.packs = True
+    layer.packs = torch.float32
     for _ in range(2):
         torch.testing.assert_close(layer(x), expected)
     assert layer.weight.is_mkldnn and layer.weight.shape == (4, 6)
@@ -29,7 +29,7 @@ def test_a_packed_gated_linear_is_the_same() -> None:
     value, gate = F.linear(x, layer.weight, layer.bias).chunk(2, dim=-1)
     expected = value * F.gelu(gate)
     torch.testing.assert_close(layer(x), expected)
-    layer.packs = True
+    layer.packs = torch.float32
     for _ in range(2):
         torch.testing.assert_close(layer(x), expected)
 
@@ -48,7 +48,7 @@ def test_layers_add_packed_and_plain(layer: Linear | Conv2d, x: Tensor) -> None:
     plain = layer(x)
     add = torch.randn_like(plain)
     torch.testing.assert_close(layer(x, add), plain + add)
-    layer.packs = True
+    layer.packs = torch.float32
     torch.testing.assert_close(layer(x, add), plain + add, rtol=1e-4, atol=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_a_packed_convolution_is_the_same_at_every_size(kernel: int, stride: int
     layer = Conv2d(5, 8, kernel, stride=stride, padding=padding)
     pictures = [torch.randn(2, 5, 9, 7), torch.randn(1, 5, 16, 16)]
     expected = [layer(picture) for picture in pictures]
-    layer.packs = True
+    layer.packs = torch.float32
     for picture, answer in zip(pictures, expected, strict=True):
         torch.testing.assert_close(layer(picture), answer, rtol=1e-4, atol=1e-5)
     assert layer.weight.is_mkldnn

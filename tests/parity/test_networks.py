@@ -58,7 +58,7 @@ def load_pair(directory: Path, architecture: Architecture, packed: bool) -> Pair
     )
     if packed:
         for network in (ours.text_encoder, ours.unet, ours.vae):
-            pack(network, CPU)
+            pack(network, CPU, torch.float32)
     return pair
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sd_core.contracts import ModelError
+from sd_core.models import onednn
 from sd_core.models.clip import CLIPConfig
+from sd_core.models.pack import pack
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
 from sd_core.weights.check import expected_shapes, networks_shapes
@@ -51,6 +53,46 @@ def test_every_weight_arrives_in_the_running_dtype(
         assert not module.training
         assert not any(parameter.requires_grad for parameter in module.parameters())
         assert all(parameter.device == CPU for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_weights_that_their_layers_pack_stay_as_stored(
+    state: State, saved: Save, monkeypatch: pytest.MonkeyPatch, packs: bool
+) -> None:
+    monkeypatch.setattr(onednn, "packs", lambda _dtype: packs)
+    networks = load_networks(
+        saved({name: tensor.half() for name, tensor in state.items()}), CPU, torch.float32, packed=True
+    )
+    found = loaded(networks)
+    layers = {
+        prefix + name + ".weight"
+        for prefix, network in ((TEXT, networks.text_encoder), (UNET, networks.unet), (VAE, networks.vae))
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
+    kept = {name for name, tensor in found.items() if tensor.dtype == torch.float16}
+    assert kept == (layers if packs else set())
+    assert {tensor.dtype for name, tensor in found.items() if name not in kept} == {torch.float32}
+    for network in (networks.text_encoder, networks.unet, networks.vae):
+        assert network.dtype == torch.float32
+
+
+@pytest.mark.parametrize("running", [torch.float32, torch.bfloat16])
+def test_networks_compute_the_same_whenever_their_weights_are_cast(
+    state: State, saved: Save, running: torch.dtype
+) -> None:
+    path = saved({name: tensor.half() for name, tensor in state.items()})
+    at_once, at_use = (load_networks(path, CPU, running, packed=packed) for packed in (False, True))
+    for network in (at_once.text_encoder, at_once.unet, at_once.vae):
+        pack(network, CPU, running)
+    answers = []
+    for networks in (at_once, at_use):
+        torch.manual_seed(0)
+        context = networks.text_encoder(torch.arange(77)[None])
+        eps = networks.unet(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), context)
+        answers.append((context, eps, networks.vae.decode(eps)))
+    for first, second in zip(*answers, strict=True):
+        assert torch.equal(first, second)
 
 
 def test_loaded_networks_run(state: State, saved: Save) -> None:
