@@ -48,6 +48,8 @@ def main() -> None:
     settings = service().settings
     configure_sdk(RunPodLogger(), settings.log_level)
     runpod_loop.start(handler, settings.max_concurrency)
+    if service().engine.failure is not None:
+        sys.exit(1)
 
 
 # The SDK's heartbeat is a child process, and under spawn it imports this module again: it needs no model.

@@ -13,7 +13,7 @@ from types import FrameType
 from builder.convert import convert
 from builder.inspect import inspect
 from builder.source import DTYPES
-from sd_core.contracts import ModelError
+from sd_core.contracts import SDError
 
 _BAR_WIDTH = 40
 
@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress=_bar if sys.stderr.isatty() else None,
             )
             print(destination)
-    except (ModelError, OSError, MemoryError) as error:
+    except (SDError, OSError, MemoryError) as error:
         return _fail(str(error) or type(error).__name__)
     except KeyboardInterrupt:
-        return _fail("interrupted: nothing was left behind")
+        return _fail("interrupted: nothing unfinished was left behind")
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0

@@ -25,8 +25,8 @@ def compile_checkpoint(
 ) -> Iterator[Path]:
     """Compiles the UNet of a `.safetensors` for forwards of these row counts at its native size, package by package.
 
-    What is there already is kept. Every package appears whole or not at all. Raises `ModelError` for a checkpoint,
-    device or row count that cannot be used, and where the compiler fails.
+    What is there already is kept. Every package appears whole or not at all. Raises `ModelError` for a checkpoint
+    or row count that cannot be used and where the compiler fails, `DeviceError` for a device.
     """
     if unknown := sorted(set(rows) - set(BUCKETS)):
         raise ModelError(f"forwards have {', '.join(map(str, BUCKETS))} rows, none has {unknown[0]}")

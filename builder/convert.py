@@ -14,6 +14,7 @@ from builder.lock import hold
 from builder.source import DTYPES, Part, dtype_name, open_checkpoint, plan
 from builder.write import remove_partial, write_safetensors
 from sd_core.contracts import ModelError
+from sd_core.pipeline.preview import METADATA_KEY as LATENT_TO_RGB_KEY
 from sd_core.weights.detect import OVERRIDES, Architecture
 from sd_core.weights.files import TensorFile, open_safetensors
 
@@ -22,6 +23,8 @@ ARCHITECTURE_KEY = "sd_core.architecture"
 DTYPE_KEY = "sd_core.dtype"
 VERSION_KEY = "sd_core.builder_version"
 OPTIONS_KEY = "sd_core.options"
+CARRIED = (*OVERRIDES, LATENT_TO_RGB_KEY)
+"""What a safetensors source says of itself beyond its shapes, and its conversion too."""
 
 _CHUNK = 8 * 2**20
 
@@ -127,7 +130,7 @@ def _convert(source: Path, destination: Path, options: _Options, progress: Progr
             architecture=architecture,
             parts=parts,
             options=options,
-            carried={key: value for key, value in checkpoint.metadata.items() if key in OVERRIDES},
+            carried={key: checkpoint.metadata[key] for key in CARRIED if key in checkpoint.metadata},
         )
         if destination.exists() and not options.force:
             _require_same(destination, metadata)

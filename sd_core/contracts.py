@@ -39,8 +39,16 @@ class Busy(SDError):
     code = "busy"
 
 
+class Broken(SDError):
+    """The engine has failed for good; the process can only be started anew."""
+
+
 class NotFinite(SDError):
     """The networks computed infinities or not-a-numbers, which are no picture."""
+
+
+class DeviceError(SDError):
+    """A device or dtype that does not exist, or that torch cannot use on this machine."""
 
 
 class ModelError(SDError):

@@ -16,11 +16,10 @@ def main() -> int:
     from worker.startup import StartupError
 
     try:
-        serve(read_settings())
+        return serve(read_settings())
     except (SettingsError, StartupError) as error:
         print(error, file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

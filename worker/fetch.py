@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 from urllib.parse import urlsplit
 
-from sd_core.contracts import InvalidImage
+from sd_core.contracts import Busy, InvalidImage
 from worker.inputs import MAX_BYTES
 
 TOTAL_SECONDS = 30.0
@@ -16,6 +16,9 @@ SILENT_SECONDS = 10
 """How long a server may say nothing, for one read."""
 
 MAX_DOWNLOADS = 16
+WAITING_SECONDS = 0.05
+"""Between two looks for a free place among them."""
+
 HEADERS = {"User-Agent": "sd15-worker", "Accept-Encoding": "identity"}
 
 _downloads = threading.BoundedSemaphore(MAX_DOWNLOADS)
@@ -25,12 +28,16 @@ async def fetch(url: str, max_bytes: int = MAX_BYTES, total_seconds: float = TOT
     """The body behind `url`. Raises `InvalidImage` that names the host, not the whole URL: it may hold a key.
 
     Runs on a thread of its own, which is left behind when time is up: a server that sends its headers byte by
-    byte cannot be interrupted. The number of such threads is limited, and none keeps the process alive.
+    byte cannot be interrupted. The number of such threads is limited, and none keeps the process alive. Raises `Busy`
+    where none of them ends while there is time.
     """
     host = _host(url)
     slots = _downloads
-    if not slots.acquire(blocking=False):
-        raise InvalidImage(f"image: {MAX_DOWNLOADS} pictures are being fetched already; try again later")
+    started = time.monotonic()
+    while not slots.acquire(blocking=False):
+        if time.monotonic() - started > total_seconds:
+            raise Busy(f"{MAX_DOWNLOADS} pictures are being fetched already; try again later")
+        await asyncio.sleep(WAITING_SECONDS)
     future: Future[bytes] = Future()
 
     def work() -> None:

@@ -23,6 +23,9 @@ from worker.settings import Settings
 class Drawing(Protocol):
     """What a job needs of the engine."""
 
+    @property
+    def failure(self) -> Exception | None: ...
+
     def submit(self, request: GenerationRequest, observe: Observe | None = None) -> Future[GenerationResult]: ...
 
     def close(self) -> None: ...

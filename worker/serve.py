@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from sd_core.contracts import InvalidRequest, SDError
+from sd_core.contracts import Busy, InvalidRequest, SDError
 from worker.job import Service, run_job
 from worker.log import configure, log
 from worker.respond import failure
@@ -40,21 +40,29 @@ class NotReady(SDError):
     """The model could not be loaded; the process is about to end."""
 
 
-def serve(settings: Settings) -> None:
-    """Answer on all interfaces until told to stop. Raises `StartupError` where no model can be loaded."""
+def serve(settings: Settings) -> int:
+    """Answer on all interfaces until told to stop; the exit status, 1 where the engine failed.
+
+    Raises `StartupError` where no model can be loaded.
+    """
     configure(settings.log_level)
-    app = create_app(lambda: start(settings), stop=lambda: setattr(server, "should_exit", True))
+    app = create_app(lambda: start(settings), lambda: setattr(server, "should_exit", True), settings.max_jobs)
     config = uvicorn.Config(app, host="0.0.0.0", port=settings.port, log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     log.info("serving POST /inference and GET /ping", extra={"fields": {"port": settings.port}})
     server.run()
     loading: asyncio.Task[Service] | None = getattr(app.state, "loading", None)
-    if loading is not None and loading.done() and not loading.cancelled():
-        loading.result()
+    if loading is None or not loading.done() or loading.cancelled():
+        return 0
+    return 0 if loading.result().engine.failure is None else 1
 
 
-def create_app(load: Callable[[], Service], stop: Callable[[], None]) -> FastAPI:
-    """The application. `load` runs on a thread while `/ping` is answered; `stop` is called where it fails."""
+def create_app(load: Callable[[], Service], stop: Callable[[], None], max_jobs: int) -> FastAPI:
+    """The application. `load` runs on a thread while `/ping` is answered; `stop` is called where it fails.
+
+    Over `max_jobs` requests at once are answered `busy` before their bodies, which may be large, are read.
+    """
+    held = 0
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,6 +79,16 @@ def create_app(load: Callable[[], Service], stop: Callable[[], None]) -> FastAPI
 
     @app.post("/inference")
     async def inference(request: Request) -> Response:
+        nonlocal held
+        if held >= max_jobs:
+            return await _answer(failure(Busy(f"{held} requests are under way already; try again later"), new_uid()))
+        held += 1
+        try:
+            return await _inference(request)
+        finally:
+            held -= 1
+
+    async def _inference(request: Request) -> Response:
         try:
             payload = await _payload(request)
         except BodyTooLarge as error:

@@ -2,13 +2,15 @@
 
 import atexit
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from sd_core.contracts import SDError
+from sd_core.contracts import ModelError, SDError
 from sd_core.engine.engine import Engine
 from sd_core.engine.graphs import COMPILED, Bucket, Step
 from sd_core.pipeline.model import StableDiffusion
@@ -25,6 +27,7 @@ TOKENIZER_SOURCE = "openai/clip-vit-large-patch14"
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
 SUFFIXES = (".safetensors", ".ckpt")
 MOST_LISTED = 20
+_DEVICES = Path("/dev")
 
 
 class StartupError(Exception):
@@ -75,17 +78,27 @@ def start(settings: Settings) -> Service:
     log.configure(settings.log_level)
     phases = Phases()
     _check_outputs(settings.outputs)
+    _check_gpu(settings)
     found = find(settings)
     try:
         return _load(settings, found, phases)
     except (SDError, OSError, RuntimeError) as error:  # the last are torch's, of devices and drivers
         log.log.debug("the start failed", exc_info=error)
-        raise StartupError(
-            f"The model {found.checkpoint} could not be loaded: {error}\n"
-            f"To see what the file is:\n  python -m builder inspect {found.checkpoint}\n"
+        remedy = _remedy(settings, found.checkpoint, error)
+        raise StartupError(f"The model {found.checkpoint} could not be loaded: {error}\n{remedy}") from error
+
+
+def _remedy(settings: Settings, checkpoint: Path, error: Exception) -> str:
+    if isinstance(error, ModelError | OSError):
+        return (
+            f"To see what the file is:\n  python -m builder inspect {checkpoint}\n"
             f"To make it anew from a published checkpoint:\n"
-            f"  python -m builder convert SOURCE {found.checkpoint.with_suffix('.safetensors')} --force"
-        ) from error
+            f"  python -m builder convert SOURCE {checkpoint.with_suffix('.safetensors')} --force"
+        )
+    return (
+        f"SD_DEVICE is {settings.device}, SD_DTYPE {settings.dtype}. To draw on the processor:\n"
+        f"  export SD_DEVICE=cpu SD_DTYPE=auto"
+    )
 
 
 def _load(settings: Settings, found: Found, phases: Phases) -> Service:
@@ -98,7 +111,7 @@ def _load(settings: Settings, found: Found, phases: Phases) -> Service:
         phases.end("convert")
     model = StableDiffusion.load(checkpoint, found.directory, settings.device, settings.dtype)
     phases.end("load")
-    engine = Engine(model, settings.max_batch, settings.max_jobs, _packages(model, found.directory))
+    engine = Engine(model, settings.max_batch, settings.max_jobs, _packages(model, found.directory), _end_process)
     # The interpreter must not be torn down under the drawing thread.
     atexit.register(engine.close)
     engine.warm_up()
@@ -114,6 +127,12 @@ def _load(settings: Settings, found: Found, phases: Phases) -> Service:
     }
     log.log.info("ready", extra={"fields": about})
     return Service(settings, engine, identity, Limits(settings.max_pixels, model.info.native_size))
+
+
+def _end_process(error: Exception) -> None:
+    """After the engine's failure: as the platform's own signal does, so that the jobs in flight are still answered."""
+    log.log.critical("the engine has failed, so this worker ends", exc_info=error)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _packages(model: StableDiffusion, directory: Path) -> dict[Bucket, Step]:
@@ -169,25 +188,26 @@ def _named_file(settings: Settings, file: Path) -> Path:
 
 
 def _in_directory(directory: Path, name: str | None) -> Path | None:
-    """The named checkpoint, else the usual one, else the only one, .safetensors first; None where none is."""
+    """The named checkpoint, else the usual one, else the only one; None where none is."""
     if name is not None:
         if Path(name).suffix not in SUFFIXES:
             raise StartupError(f"SD_CHECKPOINT={name} is neither a .safetensors nor a .ckpt file.")
         return directory / name if (directory / name).is_file() else None
+    by_name: dict[str, Path] = {}
     for suffix in SUFFIXES:
-        there = sorted(
-            path for path in directory.glob(f"*{suffix}") if path.is_file() and not path.name.startswith(".")
+        for path in sorted(directory.glob(f"*{suffix}")):
+            if path.is_file() and not path.name.startswith("."):
+                by_name.setdefault(path.stem, path)  # what was converted stands for what it was converted from
+    if USUAL_NAME in by_name:
+        return by_name[USUAL_NAME]
+    there = list(by_name.values())
+    if len(there) > 1:
+        raise StartupError(
+            f"{directory} holds {len(there)} checkpoints and none is named {USUAL_NAME}:\n"
+            + "\n".join(f"  {path.name}" for path in there[:MOST_LISTED])
+            + f"\nName one of them:\n  export SD_CHECKPOINT={there[0].name}"
         )
-        usual = directory / (USUAL_NAME + suffix)
-        if usual in there or len(there) == 1:
-            return usual if usual in there else there[0]
-        if there:
-            raise StartupError(
-                f"{directory} holds {len(there)} checkpoints and none is named {usual.name}:\n"
-                + "\n".join(f"  {path.name}" for path in there[:MOST_LISTED])
-                + f"\nName one of them:\n  export SD_CHECKPOINT={there[0].name}"
-            )
-    return None
+    return there[0] if there else None
 
 
 def _nothing_found(settings: Settings, looked: tuple[Path, ...]) -> str:
@@ -213,6 +233,21 @@ def _contents(path: Path) -> str:
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
     return f"  {path}: " + (", ".join(names[:MOST_LISTED]) + more if names else "is empty")
+
+
+def _check_gpu(settings: Settings) -> None:
+    """Else an image whose CUDA the machine's driver is too old for would draw on its processor, at a GPU's price."""
+    if settings.device != "auto" or torch.cuda.is_available() or not any(_DEVICES.glob("nvidia[0-9]*")):
+        return
+    message = (
+        f"This machine has an NVIDIA GPU that torch {torch.__version__} cannot use; most often its driver is too old "
+        f"for CUDA {torch.version.cuda}.\n"
+        "On RunPod, let the endpoint choose only machines of that CUDA version or later.\n"
+        "To draw on the processor:\n  export SD_DEVICE=cpu"
+    )
+    if settings.on_runpod:
+        raise StartupError(message)
+    log.log.warning(message)
 
 
 def _check_outputs(directory: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sd_core.contracts import (
+    Broken,
     Busy,
     Decode,
     GenerationRequest,
@@ -65,6 +66,8 @@ class Engine:
 
     `max_batch` is how many guided pictures of native size share a forward of the UNet (two rows each); `max_jobs` how
     many jobs are held at once, running or waiting for their turn. `packages` are compiled forwards for a GPU.
+    `on_failure` is called, on the drawing thread, where the engine fails for good: it answers every job with `Broken`
+    from then on, and only a new process draws again.
     """
 
     def __init__(
@@ -73,8 +76,11 @@ class Engine:
         max_batch: int,
         max_jobs: int = 64,
         packages: Mapping[Bucket, Step] | None = None,
+        on_failure: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self.model = model
+        self.failure: Exception | None = None
+        self._on_failure = on_failure
         self._memory = Memory.of(model)
         self._runner = Runner(model, self._memory, packages)
         self._scheduler = Scheduler(max_batch, model.info.native_size**2)
@@ -95,11 +101,13 @@ class Engine:
     def submit(self, request: GenerationRequest, observe: Observe | None = None) -> Future[GenerationResult]:
         """The job's future. Cancelling it ends the job before its next forward, also while it is drawn.
 
-        Raises `Busy` where `max_jobs` are held. The future fails with `OutOfMemory` where the device's memory does
-        not hold the job even alone.
+        Raises `Busy` where `max_jobs` are held, and `Broken`. The future fails with `OutOfMemory` where the device's
+        memory does not hold the job even alone.
         """
         future: Future[GenerationResult] = Future()
         with self._door:
+            if self.failure is not None:
+                raise Broken("the worker cannot draw any more and ends; its log says why")
             if self._closed:
                 raise Busy("the worker is shutting down")
             if self._held >= self._max_jobs:
@@ -149,14 +157,13 @@ class Engine:
                     self._drop_cancelled()
                     if batch := self._scheduler.next_batch():
                         self._tick(batch)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as below: it is told, and nobody waits for this thread
             self._give_up(error)
-            raise
 
     def _give_up(self, error: Exception) -> None:
         """Fails every job that is held, and takes no more: nobody shall wait for a thread that has ended."""
         with self._door:
-            self._closed = True
+            self.failure = error
         held = {picture.job for picture in self._scheduler.running}
         while not self._arrivals.empty():
             if (arrived := self._arrivals.get()) is not None:
@@ -164,6 +171,7 @@ class Engine:
         for job in held:
             if isinstance(job, _Job) and not job.future.done():
                 _settle(job.future, error)
+        self._on_failure(error)
 
     def _let_in(self) -> bool:
         """Begins the jobs that have arrived, waiting for one where nothing else is to do; False once closed."""
@@ -187,10 +195,11 @@ class Engine:
             job.warnings, job.drawn = prepared.warnings, [None] * len(prepared.pictures)
             job.steps_done = [0] * len(prepared.pictures)
             asked = [self._asked(job, next(picture)) for picture in prepared.pictures]
+            self._scheduler.memory_room = self._memory.room()
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
             _settle(job.future, _as_known(error, job.request))
+            self._runner.require_device()
             return
-        self._scheduler.memory_room = self._memory.room()
         self._scheduler.add(
             Running(job, index, making, work)
             for index, (making, work) in enumerate(zip(prepared.pictures, asked, strict=True))

@@ -102,5 +102,5 @@ def _container_bytes() -> float:
         statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
     except OSError:
         return float("inf")
-    # Cached files count as used, and make room when asked.
-    return float("inf") if limit == "max" else int(limit) - int(used) + int(statistics["inactive_file"])
+    # Cached files count as used, and make room when asked. Not every kernel tells of them.
+    return float("inf") if limit == "max" else int(limit) - int(used) + int(statistics.get("inactive_file", 0))

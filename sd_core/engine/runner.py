@@ -42,11 +42,13 @@ class Runner:
         """The answer to each piece of work, in its order, and whether memory held them all together.
 
         Where a forward fails its halves are tried, so that what cannot run fails alone, with the error that it met.
+        Raises what a GPU says that will answer nothing any more.
         """
         try:
             return list(self._forward(works)), True
         except Exception as error:  # noqa: BLE001 - an answer too: whose it is, the halves show
             failure = error.with_traceback(None)  # which would keep the failed forward's tensors
+        self.require_device()
         held = not is_out_of_memory(failure)
         if not held:
             self._free()
@@ -54,6 +56,11 @@ class Runner:
             return [self._in_parts(works[0], failure)], held
         middle = len(works) // 2
         return self.run(works[:middle])[0] + self.run(works[middle:])[0], held
+
+    def require_device(self) -> None:
+        """After a failure: raises where the GPU is lost. Most of CUDA's errors are met again at every later call."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _forward(self, works: Sequence[Work]) -> Sequence[Tensor]:
         match works[0]:
@@ -97,8 +104,10 @@ class Runner:
                     rows = [UNetRows(work.latents, work.timestep, row) for row in context.split(1)]
                     return torch.cat([self._denoise([row])[0] for row in rows])
                 case Encode(noise=noise) if max(noise.shape[2:]) > TILE:
+                    self._memory.require([Encode(work.pixels, noise[..., :TILE, :TILE])])
                     return Tiled(self._vae.encode_tiled(work.pixels, noise))
                 case Decode(latents=latents) if max(latents.shape[2:]) > TILE:
+                    self._memory.require([Decode(latents[..., :TILE, :TILE])])
                     return Tiled(self._vae.decode_tiled(latents))
                 case _:
                     return failure

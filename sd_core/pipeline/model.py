@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from sd_core.contracts import ModelError
+from sd_core.contracts import DeviceError, ModelError
 from sd_core.pipeline.preview import LATENT_TO_RGB, LatentToRGB, latent_to_rgb_of
 from sd_core.text.encode import PromptEncoder
 from sd_core.text.tokenizer import CLIPTokenizer
@@ -43,7 +43,7 @@ class StableDiffusion:
         """Loads `checkpoint` (.safetensors) with `vocab.json` and `merges.txt` of `tokenizer_dir`.
 
         `device` is auto, cpu, cuda or mps, `dtype` auto, fp32, fp16 or bf16: auto takes the best device there is, and
-        fp16 on it, fp32 on a CPU. Raises `ModelError` that names the file or the setting that is wrong.
+        fp16 on it, fp32 on a CPU. Raises `ModelError` that names the file, `DeviceError` the setting, that is wrong.
         """
         tokenizer = CLIPTokenizer.load(tokenizer_dir)
         chosen = choose_device(device)
@@ -75,9 +75,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = next(device for device, there in available.items() if there)
     if name not in available:
-        raise ModelError(f"device {name!r} is not known; known: auto, {', '.join(available)}")
+        raise DeviceError(f"device {name!r} is not known; known: auto, {', '.join(available)}")
     if not available[name]:
-        raise ModelError(f"device {name!r} is not available to torch {torch.__version__} on this machine")
+        raise DeviceError(f"device {name!r} is not available to torch {torch.__version__} on this machine")
     return torch.device(name)
 
 
@@ -85,5 +85,5 @@ def choose_dtype(name: str, device: torch.device) -> str:
     if name == "auto":
         return "fp32" if device.type == "cpu" else "fp16"
     if name not in DTYPES:
-        raise ModelError(f"dtype {name!r} is not known; known: auto, {', '.join(DTYPES)}")
+        raise DeviceError(f"dtype {name!r} is not known; known: auto, {', '.join(DTYPES)}")
     return name

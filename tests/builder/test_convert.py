@@ -89,10 +89,14 @@ def test_averages_are_taken_by_choice(source: Path, destination: Path, state: St
 
 def test_a_safetensors_source_keeps_what_its_metadata_says(tmp_path: Path, state: State, destination: Path) -> None:
     source = tmp_path / "model.safetensors"
-    save_file(state, source, {"sd_core.native_size": "128", "sd_core.num_heads": "4", "other": "x"})
+    save_file(
+        state,
+        source,
+        {"sd_core.native_size": "128", "sd_core.latent_to_rgb": "[]", "sd_core.num_heads": "4", "other": "x"},
+    )
     convert(source, destination)
     metadata = metadata_of(destination)
-    assert metadata["sd_core.native_size"] == "128"
+    assert (metadata["sd_core.native_size"], metadata["sd_core.latent_to_rgb"]) == ("128", "[]")
     assert metadata["sd_core.num_heads"] == "4"
     assert "other" not in metadata
     assert same(load_file(destination), state)

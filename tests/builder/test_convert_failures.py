@@ -120,7 +120,7 @@ def test_a_killed_conversion_leaves_nothing_and_runs_again(
     assert not destination.exists()
     if how != signal.SIGKILL:
         assert process.returncode == 1
-        assert errors == "error: interrupted: nothing was left behind\n"
+        assert errors == "error: interrupted: nothing unfinished was left behind\n"
         assert names(folder) == []
     convert(source, destination)
     assert names(folder) == [destination.name]

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sd_core.contracts import Busy, GenerationRequest, OutOfMemory, Progress, Work
+from sd_core.contracts import Broken, Busy, GenerationRequest, OutOfMemory, Progress, Work
 from sd_core.engine.engine import TILED, Engine
+from sd_core.engine.memory import Memory
 from sd_core.engine.runner import Runner
 from sd_core.engine.scheduler import Running, Scheduler
 from sd_core.models.unet import Contexts, UNet
@@ -180,7 +181,6 @@ def test_other_errors_reach_the_asker_unchanged(engine: Engine, monkeypatch: pyt
     assert engine.submit(REQUEST).result().images
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_a_thread_that_has_failed(
     tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,12 +188,37 @@ def test_nobody_waits_for_a_thread_that_has_failed(
         raise LookupError("scheduler")
 
     monkeypatch.setattr(Scheduler, "next_batch", fail)
-    engine = Engine(tiny_model, max_batch=4)
+    told: list[Exception] = []
+    engine = Engine(tiny_model, max_batch=4, on_failure=told.append)
+    assert engine.failure is None
     with pytest.raises(LookupError, match="scheduler"):
         engine.submit(REQUEST).result(60)
-    with pytest.raises(Busy, match="shutting down"):
+    with pytest.raises(Broken, match="cannot draw any more"):
         engine.submit(REQUEST)
     engine.close()
+    assert told == [engine.failure]
+
+
+@pytest.mark.parametrize("when", ["beginning", "drawing"])
+def test_a_lost_device_ends_the_engine_and_no_job_waits(
+    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    def lost(_runner: Runner) -> None:
+        raise LookupError("the device is lost")
+
+    where, what = {"beginning": (Memory, "room"), "drawing": (UNet, "forward")}[when]
+    monkeypatch.setattr(where, what, fail)
+    engine = Engine(tiny_model, max_batch=4)
+    with pytest.raises(ZeroDivisionError):
+        engine.submit(REQUEST).result(60)
+    monkeypatch.setattr(Runner, "require_device", lost)
+    with pytest.raises((ZeroDivisionError, LookupError)):
+        engine.submit(REQUEST).result(60)
+    engine.close()
+    assert isinstance(engine.failure, LookupError)
 
 
 requests = st.builds(

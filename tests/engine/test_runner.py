@@ -14,6 +14,7 @@ from sd_core.engine import memory
 from sd_core.engine.memory import Memory
 from sd_core.engine.runner import Runner, Tiled, is_out_of_memory
 from sd_core.models.unet import Contexts
+from sd_core.models.vae import TILE
 
 Check = Callable[[Tensor, Tensor], None]
 
@@ -177,8 +178,27 @@ def test_what_memory_is_known_not_to_hold_is_not_tried(monkeypatch: pytest.Monke
     assert unet.rows == [4, 4, 1, 1] and isinstance(answer, Tensor)
     (answer,), _ = runner.run([UNetRows(torch.zeros(1, 4, 3, 2), 1.0, torch.zeros(1, 3, 8))])
     assert len(unet.rows) == 4 and isinstance(answer, MemoryError)
-    (answer,), _ = runner.run([Decode(torch.zeros(1, 4, 65, 64))])
+    large = Decode(torch.zeros(1, 4, TILE + 1, TILE))
+    (answer,), _ = runner.run([large])
+    assert isinstance(answer, MemoryError), "nor are tiles that it does not hold"
+    roomy = runner_of(unet, FullVAE(), bytes_a_pixel=100 * memory.SURE / (64 * TILE * TILE))
+    (answer,), _ = roomy.run([large])
     assert isinstance(answer, Tiled)
+
+
+def test_a_gpu_that_answers_nothing_any_more_is_told_from_a_forward_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Tensor) -> None:
+        raise ZeroDivisionError
+
+    def lost(_device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    runner = runner_of(RecordingUNet(fail))
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    assert [type(answer) for answer in runner.run([rows(1, 1.0, 1)])[0]] == [ZeroDivisionError]
+    monkeypatch.setattr(runner, "_device", torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        runner.run([rows(1, 1.0, 1)])
 
 
 def test_only_what_cannot_run_alone_fails() -> None:

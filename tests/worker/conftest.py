@@ -45,6 +45,7 @@ class StandInEngine:
         self.asked = threading.Event()
         self.observers: list[Observe | None] = []
         self.full = False
+        self.failure: Exception | None = None
 
     def submit(self, request: GenerationRequest, observe: Observe | None = None) -> Future[GenerationResult]:
         if self.full:

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sd_core.contracts import InvalidImage
+from sd_core.contracts import Busy, InvalidImage
 from worker import fetch as fetch_module
 from worker.fetch import fetch
 
@@ -192,12 +192,14 @@ def test_what_is_no_url_is_refused(url: str, reason: str) -> None:
 def test_the_number_of_downloads_at_once_is_limited(open_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_module, "_downloads", threading.BoundedSemaphore(1))
 
-    async def two_at_once() -> list[bytes | BaseException]:
+    async def two_at_once(patience: float) -> list[bytes | BaseException]:
         first = fetch(open_host + "/drip", total_seconds=0.5)
-        return await asyncio.gather(first, fetch(open_host + "/ok"), return_exceptions=True)
+        return await asyncio.gather(first, fetch(open_host + "/ok", total_seconds=patience), return_exceptions=True)
 
-    _, second = asyncio.run(two_at_once())
-    assert "being fetched already" in str(second)
+    _, second = asyncio.run(two_at_once(0.1))
+    assert isinstance(second, Busy) and "being fetched already" in str(second)
+    _, second = asyncio.run(two_at_once(30))
+    assert isinstance(second, bytes)
 
 
 def test_time_that_is_up_before_the_download_began_is_up(host: str) -> None:

@@ -4,7 +4,9 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -18,9 +20,9 @@ from worker.startup import StartupError
 
 
 @contextmanager
-def serving(load: Callable[[], Service]) -> Iterator[str]:
+def serving(load: Callable[[], Service], max_jobs: int = 64) -> Iterator[str]:
     stopped = threading.Event()
-    server = uvicorn.Server(uvicorn.Config(create_app(load, stopped.set), port=0, log_config=None))
+    server = uvicorn.Server(uvicorn.Config(create_app(load, stopped.set, max_jobs), port=0, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -125,6 +127,25 @@ def test_a_full_engine_is_a_503_that_says_when_to_come_again(url: str, engine: A
     assert int(response.headers["Retry-After"]) >= 1
     engine.full = False
     assert post(url, '{"prompt": "x"}').status_code == 200
+
+
+def test_more_requests_than_jobs_are_held_are_refused_before_their_bodies_are_read(
+    service: Service, engine: Any
+) -> None:
+    engine.hangs = True
+    with serving(lambda: service, max_jobs=1) as url, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, url, '{"prompt": "x"}')
+        assert engine.asked.wait(30)
+        connection = HTTPConnection(url.removeprefix("http://"), timeout=30)
+        connection.request("POST", "/inference", headers={"Content-Type": "application/json", "Content-Length": "9"})
+        refused = connection.getresponse()
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+        assert b"busy: 1 requests are under way already" in refused.read()
+        connection.close()
+        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        assert first.result().status_code == 200
+        engine.hangs = False
+        assert post(url, '{"prompt": "x"}').status_code == 200
 
 
 def test_ping_tells_when_the_model_is_loaded_and_jobs_wait_for_it(service: Service) -> None:

@@ -93,6 +93,13 @@ def test_weights_may_name_a_file(tmp_path: Path) -> None:
 def test_the_usual_checkpoint_comes_before_others(tmp_path: Path) -> None:
     directory = fill(tmp_path / "w", "a.safetensors", "v1-5-pruned-emaonly.safetensors")
     assert find(read(tmp_path, SD_WEIGHTS=str(directory))).checkpoint.stem == "v1-5-pruned-emaonly"
+    beside_another_kind = fill(tmp_path / "v", "vae.safetensors", "v1-5-pruned-emaonly.ckpt")
+    assert find(read(tmp_path, SD_WEIGHTS=str(beside_another_kind))).checkpoint.stem == "v1-5-pruned-emaonly"
+
+
+def test_checkpoints_of_both_kinds_must_be_told_apart_too(tmp_path: Path) -> None:
+    directory = fill(tmp_path / "w", "mine.ckpt", "vae.safetensors")
+    assert "  vae.safetensors\n  mine.ckpt" in refusal(read(tmp_path, SD_WEIGHTS=str(directory)))
 
 
 def test_several_checkpoints_must_be_told_apart(tmp_path: Path) -> None:
@@ -157,8 +164,27 @@ def test_a_broken_checkpoint_ends_the_start_with_one_message(tmp_path: Path, tin
 
 def test_a_device_that_is_not_there_ends_the_start(tmp_path: Path, tiny_weights: Path) -> None:
     absent = "mps" if not torch.backends.mps.is_available() else "cuda"
-    with pytest.raises(StartupError, match=absent):
+    with pytest.raises(StartupError, match=absent) as caught:
         start(read(tmp_path, SD_WEIGHTS=str(tiny_weights.parent), SD_DEVICE=absent))
+    assert "export SD_DEVICE=cpu" in str(caught.value)
+    assert "builder" not in str(caught.value)
+
+
+def test_a_gpu_that_torch_cannot_use_ends_the_start_on_runpod(
+    tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    startup.log.configure("INFO")
+    monkeypatch.setattr(startup, "_DEVICES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    here, there = (read(tmp_path, SD_WEIGHTS=str(tiny_weights.parent), RUNPOD_POD_ID=pod) for pod in ("", "pod"))
+    startup._check_gpu(there)
+    (tmp_path / "nvidia0").touch()
+    with pytest.raises(StartupError, match="has an NVIDIA GPU that torch"):
+        startup._check_gpu(there)
+    assert "NVIDIA" not in capsys.readouterr().out
+    startup._check_gpu(here)
+    assert "has an NVIDIA GPU that torch" in capsys.readouterr().out
+    startup._check_gpu(replace(there, device="cpu"))
 
 
 def test_a_started_worker_draws(tmp_path: Path, tiny_weights: Path) -> None:
