@@ -3,7 +3,7 @@
 import queue
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -16,9 +16,13 @@ from torch import Tensor
 from bench.common import Options, ratio, summary, time_in_turn
 from sd_core.contracts import Decode, Encode, GenerationRequest, GenerationResult, Picture, UNetRows
 from sd_core.engine.engine import Engine
-from sd_core.models.unet import Contexts
+from sd_core.engine.graphs import Bucket, GraphedUNet, Step, for_device
+from sd_core.models.unet import Contexts, UNet
+from sd_core.models.vae import VAE
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import prepare
+
+AnyUNet = UNet | GraphedUNet
 
 UNGUIDED_EVERY = 3
 """One picture in so many is drawn without guidance: one row of a forward instead of two."""
@@ -27,26 +31,29 @@ WINDOW = 4
 """Times that a full batch is replaced while a steady state is timed."""
 
 
-def measure_sharing(model: StableDiffusion, options: Options, batch: int, steps: int, prompt: str) -> dict[str, Any]:
+def measure_sharing(
+    model: StableDiffusion, packages: Mapping[Bucket, Step], options: Options, batch: int, steps: int, prompt: str
+) -> dict[str, Any]:
     """The gain of sharing forwards, how near to it the engine comes, and what the engine costs a lone job."""
+    unet = for_device(model.networks.unet, model.device, packages)
     size = model.info.native_size
     request = GenerationRequest(prompt, seed=0, width=size, height=size, steps=steps)
     requests = [
         replace(request, seed=seed, guidance_scale=1.0 if (seed + 1) % UNGUIDED_EVERY == 0 else 7.5)
         for seed in range(batch)
     ]
-    shared, alone = Engine(model, batch), Engine(model, 1)
+    shared, alone = Engine(model, batch, packages=packages), Engine(model, 1, packages=packages)
     try:
-        unet = _unet_alone(model, requests, options)
+        forwards = _unet_alone(model, unet, requests, options)
         engine = _engines(shared, alone, requests, options)
         return {
             "pictures": batch,
             "steps": steps,
-            "unet": unet,
+            "unet": forwards,
             "engine": engine,
-            "engine_gain_over_unet_gain": round(engine["gain"] / unet["gain"], 3),
+            "engine_gain_over_unet_gain": round(engine["gain"] / forwards["gain"], 3),
             "continuous": _continuous(shared, request, batch, options),
-            "lone_job": _lone_job(alone, model, request, options),
+            "lone_job": _lone_job(alone, model, unet, request, options),
         }
     finally:
         shared.close()
@@ -54,20 +61,22 @@ def measure_sharing(model: StableDiffusion, options: Options, batch: int, steps:
 
 
 @torch.inference_mode()
-def _unet_alone(model: StableDiffusion, requests: Sequence[GenerationRequest], options: Options) -> dict[str, Any]:
+def _unet_alone(
+    model: StableDiffusion, unet: AnyUNet, requests: Sequence[GenerationRequest], options: Options
+) -> dict[str, Any]:
     """One forward of all pictures' rows beside forwards of two rows: a guided picture, or two that are not."""
     works = [_first_rows(request, model) for request in requests]
     guided = [[work] for work in works if len(work.context) == 2]
     others = [work for work in works if len(work.context) == 1]
-    small = [_forward(model, group) for group in [*guided, *zip(others[::2], others[1::2], strict=False)]]
+    small = [_forward(unet, group) for group in [*guided, *zip(others[::2], others[1::2], strict=False)]]
     if len(others) % 2:
-        small.append(_forward(model, others[-1:]))
+        small.append(_forward(unet, others[-1:]))
 
     def one_by_one() -> None:
         for forward in small:
             forward()
 
-    return _gain(time_in_turn({"together": _forward(model, works), "one_by_one": one_by_one}, options))
+    return _gain(time_in_turn({"together": _forward(unet, works), "one_by_one": one_by_one}, options))
 
 
 def _first_rows(request: GenerationRequest, model: StableDiffusion) -> UNetRows:
@@ -140,9 +149,11 @@ def _steady_seconds(engine: Engine, request: GenerationRequest, batch: int) -> f
     return (times[-1] - times[batch - 1]) / (batch * WINDOW)
 
 
-def _lone_job(engine: Engine, model: StableDiffusion, request: GenerationRequest, options: Options) -> dict[str, Any]:
+def _lone_job(
+    engine: Engine, model: StableDiffusion, unet: AnyUNet, request: GenerationRequest, options: Options
+) -> dict[str, Any]:
     """A job alone in the engine beside the same job in a bare loop of the same networks."""
-    sides = {"engine": lambda: engine.submit(request).result().images, "bare": lambda: draw_bare(request, model)}
+    sides = {"engine": lambda: engine.submit(request).result().images, "bare": lambda: draw_bare(request, model, unet)}
     seconds = time_in_turn(sides, options, warm_up=1)
     return {
         "engine_s": summary(seconds["engine"]),
@@ -153,24 +164,23 @@ def _lone_job(engine: Engine, model: StableDiffusion, request: GenerationRequest
 
 
 @torch.inference_mode()
-def draw_bare(request: GenerationRequest, model: StableDiffusion) -> list[np.ndarray]:
+def draw_bare(request: GenerationRequest, model: StableDiffusion, unet: AnyUNet) -> list[np.ndarray]:
     """The request's pictures, uint8 (H, W, 3), without thread, queue or batch."""
-    return [_image(_finish(picture, model)) for picture in prepare(request, model).pictures]
+    return [_image(_finish(picture, model.networks.vae, unet)) for picture in prepare(request, model).pictures]
 
 
-def _finish(picture: Picture, model: StableDiffusion) -> Tensor:
-    networks = model.networks
+def _finish(picture: Picture, vae: VAE, unet: AnyUNet) -> Tensor:
     contexts: Contexts | None = None
     work = next(picture)
     while True:
         match work:
             case UNetRows():
-                contexts = contexts or _read(model, [work])  # a picture's prompts are the same at every step
-                answer = networks.unet(work.latents, _timesteps(model, [work]), contexts)
+                contexts = contexts or _read(unet, [work])  # a picture's prompts are the same at every step
+                answer = unet(work.latents, _timesteps([work]), contexts)
             case Encode():
-                answer = networks.vae.encode(work.pixels, work.noise)
+                answer = vae.encode(work.pixels, work.noise)
             case Decode():
-                answer = networks.vae.decode(work.latents)
+                answer = vae.decode(work.latents)
         try:
             work = picture.send(answer)
         except StopIteration as stop:
@@ -178,21 +188,21 @@ def _finish(picture: Picture, model: StableDiffusion) -> Tensor:
             return pixels
 
 
-def _forward(model: StableDiffusion, works: Sequence[UNetRows]) -> Callable[[], Tensor]:
+def _forward(unet: AnyUNet, works: Sequence[UNetRows]) -> Callable[[], Tensor]:
     """One forward of the UNet with all rows, its prompts read beforehand."""
     latents = torch.cat([work.latents for work in works])
-    timesteps, contexts = _timesteps(model, works), _read(model, works)
-    return partial(model.networks.unet, latents, timesteps, contexts)
+    timesteps, contexts = _timesteps(works), _read(unet, works)
+    return partial(unet, latents, timesteps, contexts)
 
 
-def _timesteps(model: StableDiffusion, works: Sequence[UNetRows]) -> Tensor:
-    return torch.tensor([work.timestep for work in works], dtype=torch.float32, device=model.device)
+def _timesteps(works: Sequence[UNetRows]) -> Tensor:
+    return torch.tensor([work.timestep for work in works], dtype=torch.float32, device=works[0].latents.device)
 
 
-def _read(model: StableDiffusion, works: Sequence[UNetRows]) -> Contexts:
+def _read(unet: AnyUNet, works: Sequence[UNetRows]) -> Contexts:
     rows = [picture for picture, work in enumerate(works) for _ in work.context]
-    spread = None if len(rows) == len(works) else torch.tensor(rows, device=model.device)
-    return model.networks.unet.read(torch.cat([work.context for work in works]), spread)
+    spread = None if len(rows) == len(works) else torch.tensor(rows, device=works[0].latents.device)
+    return unet.read(torch.cat([work.context for work in works]), spread)
 
 
 def _image(pixels: Tensor) -> np.ndarray:

@@ -19,18 +19,17 @@ from typing import Any
 from bench.common import (
     Options,
     command_line,
-    demo_model,
     full_option,
     options_of,
     random_model,
     ratio,
     report,
+    served_model,
     summary,
 )
 from bench.loop import IDLE_S, Served, Worker, latency, running
 from bench.plot import line_plot
 from bench.sharing import UNGUIDED_EVERY, measure_sharing
-from sd_core.pipeline.model import StableDiffusion
 from worker.settings import BUNDLED_WEIGHTS
 
 LEVELS = (1, 2, 4, 8, 16)
@@ -62,9 +61,6 @@ class Plan:
             return random_model(self.options).directory
         return BUNDLED_WEIGHTS
 
-    def load(self) -> StableDiffusion:
-        return random_model(self.options).load(self.options) if self.full else demo_model(self.options)
-
     @property
     def steps(self) -> tuple[int, int]:
         """The fewest and the most steps of a job."""
@@ -77,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if plan.only != "loop":
         steps = plan.batch if plan.options.tiny else 20
         often = replace(plan.options, rounds=SHARING_ROUNDS * plan.options.rounds)
-        results["sharing"] = measure_sharing(plan.load(), often, plan.batch, steps, PROMPTS[0])
+        model, packages, _ = served_model(plan.options, plan.full)
+        results["sharing"] = measure_sharing(model, packages, often, plan.batch, steps, PROMPTS[0])
     if plan.only != "sharing":
         results |= _through_the_loop(plan)
     if {"sharing", "concurrency"} <= results.keys():

@@ -26,8 +26,8 @@ from sd_core.contracts import (
     Work,
 )
 from sd_core.engine.graphs import Bucket, Step
-from sd_core.engine.memory import Memory
-from sd_core.engine.runner import Answer, Runner, Tiled, is_out_of_memory
+from sd_core.engine.memory import Memory, is_out_of_memory
+from sd_core.engine.runner import Answer, Runner, Tiled
 from sd_core.engine.scheduler import Job, Running, Scheduler
 from sd_core.pipeline.images import Drawn
 from sd_core.pipeline.model import StableDiffusion
@@ -152,6 +152,7 @@ class Engine:
         open_ = True
         try:
             with torch.inference_mode():
+                self._runner.warm_up()
                 while open_ or self._scheduler.running:
                     open_ = self._let_in() and open_
                     self._drop_cancelled()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sd_core.engine.memory import is_out_of_memory
 from sd_core.models.unet import Contexts, UNet, UNetStep
 
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -54,6 +55,17 @@ class Bucket:
         shared = rows % 2 == 0 and len(latents) <= rows // 2
         height, width = latents.shape[2:]
         return cls(rows // 2 if shared else rows, rows, height, width, contexts.read[0][0].shape[1])
+
+
+def example(unet: UNet, bucket: Bucket) -> tuple[Tensor, Tensor, Contexts]:
+    """Inputs of a bucket's shapes, as a UNet takes them."""
+    weight = next(unet.parameters())
+    latents = weight.new_zeros(
+        bucket.pictures, unet.config.in_channels, bucket.height, bucket.width, dtype=torch.float32
+    )
+    rows = torch.arange(bucket.rows, device=weight.device) % bucket.pictures
+    context = weight.new_zeros(bucket.rows, bucket.tokens, unet.config.context_dim)
+    return latents, latents.new_zeros(bucket.pictures), unet.read(context, rows)
 
 
 class _Graph:
@@ -110,6 +122,13 @@ class GraphedUNet:
         eps: Tensor = (graph or self._unet)(latents, timesteps, contexts)
         return eps
 
+    def warm_up(self) -> None:
+        """Captures the packages' graphs, which the first jobs of their shapes would wait for."""
+        for bucket in self._packages:
+            inputs = example(self._unet, bucket)
+            for _ in range(2):
+                self(*inputs)
+
     def clear(self) -> None:
         """Gives the graphs' memory back."""
         self._graphs.clear()
@@ -126,9 +145,10 @@ class GraphedUNet:
             step = self._packages.get(bucket, self._plain)
             try:
                 self._graphs[bucket] = _Graph(bucket, step, self._capture, latents, contexts)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:  # a driver or an operator that cannot be captured: all works without
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                # A driver or an operator that cannot be captured: all works without.
                 log.warning("no CUDA graphs, steps take longer: %s", error)
                 self._captures = False
                 self.clear()
@@ -146,15 +166,19 @@ class CUDACapture:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        # The same two for all graphs: libraries keep a workspace for every stream. And two, because the end of a graph
+        # frees the workspaces of the stream that it was captured on.
+        self._warming, self._capturing = torch.cuda.Stream(), torch.cuda.Stream()
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        current = torch.cuda.current_stream()
+        self._warming.wait_stream(current)
+        with torch.cuda.stream(self._warming):
             run()  # libraries choose their kernels and take their workspaces outside the graph
-        torch.cuda.current_stream().wait_stream(side)
+        current.wait_stream(self._warming)
         graph = torch.cuda.CUDAGraph()
         # Other threads wait for their events meanwhile, which the strictest mode would take for a mistake.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, self._pool, self._capturing, capture_error_mode="thread_local")
+        with torch.cuda.stream(current), capture:  # a capture that fails would leave this thread on its stream
             eps = run()
         return graph.replay, eps

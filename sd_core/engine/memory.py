@@ -27,6 +27,9 @@ USABLE = 0.8
 SURE = 2**26
 """Bytes that are had without asking: the system's answer takes a moment itself."""
 
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""In the words of torch's CPU allocator, of CUDA, and of cuBLAS and cuDNN."""
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -48,7 +51,8 @@ class Memory:
         size = DTYPES[model.info.dtype].itemsize
         pixel = VAE_NUMBERS * max(vae.channels[:2]) * size
         row_pixel = UNET_NUMBERS * unet.channels[0] * size / LATENT_PIXELS
-        return cls(model.device, {UNetRows: row_pixel, Encode: pixel, Decode: pixel}, networks)
+        lazy = networks if model.device.type == "cpu" else ()
+        return cls(model.device, {UNetRows: row_pixel, Encode: pixel, Decode: pixel}, lazy)
 
     def room(self) -> dict[type[Work], int]:
         """Pixels, times rows, that a forward of each kind may have now; empty where nobody can say."""
@@ -72,6 +76,11 @@ class Memory:
         """Bytes that forwards may take: not those for weights that are still to be packed."""
         free = free_bytes(self.device)
         return None if free is None else max(0, free - sum(map(bytes_to_pack, self.networks)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch's allocators, Python's or one of a GPU's libraries found no memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in _NO_MEMORY)
 
 
 def pixels_of(work: Work) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sd_core.contracts import Decode, Encode, UNetRows, Work
 from sd_core.engine.graphs import Bucket, GraphedUNet, Step, for_device
-from sd_core.engine.memory import Memory
+from sd_core.engine.memory import Memory, is_out_of_memory
 from sd_core.models.unet import Contexts
 from sd_core.models.vae import TILE
 from sd_core.pipeline.model import StableDiffusion
@@ -37,6 +37,17 @@ class Runner:
         self._vae, self._device, self._memory = model.networks.vae, model.device, memory
         self._unet = for_device(model.networks.unet, model.device, packages or {})
         self._read: OrderedDict[tuple[int, ...], tuple[list[Tensor], Contexts]] = OrderedDict()
+
+    def warm_up(self) -> None:
+        """Before the first job: the graphs of compiled forwards, as many as memory holds."""
+        if not isinstance(self._unet, GraphedUNet):
+            return
+        try:
+            self._unet.warm_up()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._free()
 
     def run(self, works: Sequence[Work]) -> tuple[list[Answer], bool]:
         """The answer to each piece of work, in its order, and whether memory held them all together.
@@ -126,7 +137,3 @@ class Runner:
 def _parts(batch: Tensor, sizes: int | list[int]) -> Sequence[Tensor]:
     parts: Sequence[Tensor] = batch.split(sizes)
     return parts
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -56,7 +56,8 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         h = self.norm(x)
-        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))  # (B, H * W, C)
+        # Contiguous, as fused kernels want them: (B, H * W, C).
+        q, k, v = (f(h).flatten(2).transpose(1, 2).contiguous() for f in (self.q, self.k, self.v))
         h = attention(q, k, v, heads=1).transpose(1, 2).unflatten(2, x.shape[2:])
         out: Tensor = self.proj_out(h, add=x)
         return out

@@ -199,6 +199,19 @@ def test_a_package_stands_for_the_network_in_its_bucket(unet: UNet) -> None:
     assert all(shapes == [(1, 4, 8, 8), (1,), (2,)] for shapes in called)
 
 
+def test_packages_graphs_are_captured_before_the_first_job(unet: UNet) -> None:
+    step, capture = UNetStep(unet), Repeats()
+    buckets = [Bucket(1, 2, 8, 8, 77), Bucket(2, 2, 8, 8, 77)]
+    graphed = GraphedUNet(unet, dict.fromkeys(buckets, step), capture)
+    graphed.warm_up()
+    assert capture.captured == 2
+    for pictures in ([2], [1, 1]):
+        latents, timesteps, context, rows = forward(pictures)
+        expected = unet(latents, timesteps, unet.read(context, rows))
+        torch.testing.assert_close(graphed(latents, timesteps, graphed.read(context, rows)), expected)
+    assert capture.captured == 2
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("pictures", MIXES, ids=str)
 def test_a_cuda_graph_answers_as_the_network_does(unet: UNet, pictures: list[int]) -> None:

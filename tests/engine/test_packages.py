@@ -1,7 +1,11 @@
 """Compiled forwards, made and loaded for real: on this processor, whose kernels take half a minute to build."""
 
 import logging
+import platform
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from sd_core.engine.packages import (
     buckets_of,
     compile_package,
     device_name,
-    example,
+    flat_example,
     folder_of,
     load_packages,
     name_of,
@@ -30,6 +34,15 @@ def network(seed: int = 0, config: UNetConfig = CONFIG) -> UNet:
     return UNet(config).eval().requires_grad_(requires_grad=False)
 
 
+LOAD = """
+import sys
+from pathlib import Path
+from sd_core.engine.packages import load_packages
+from tests.engine.test_packages import network
+print(len(load_packages(Path(sys.argv[1]), network())), "torch._inductor" in sys.modules)
+"""
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_one_package_serves_every_checkpoint_of_its_architecture(
@@ -37,6 +50,13 @@ def test_one_package_serves_every_checkpoint_of_its_architecture(
 ) -> None:
     compile_package(network(), BUCKET, tmp_path / name_of(BUCKET), {})
     assert (tmp_path / name_of(BUCKET)).stat().st_size < 3_000_000, "holds no weights"
+    command = [sys.executable, "-c", LOAD, str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed.split() == ["1", "False"], "a start does not import the compiler"
+    with zipfile.ZipFile(tmp_path / name_of(BUCKET)) as package:
+        sources = b"".join(package.read(name) for name in package.namelist() if name.endswith(".cpp"))
+    assert b"g++" in sources and b"-mavx512" not in sources, "runs on processors less able than this one"
+    assert platform.machine() != "x86_64" or b"-march=x86-64-v3" in sources
     (tmp_path / "unet-p1-r1-8x8-t77.pt2").write_bytes(b"cut off")
     (tmp_path / "notes.txt").write_text("left alone")
     for seed in (0, 1):
@@ -45,7 +65,7 @@ def test_one_package_serves_every_checkpoint_of_its_architecture(
             loaded = load_packages(tmp_path, unet)
         assert loaded.keys() == {BUCKET}
         assert "unet-p1-r1-8x8-t77.pt2 cannot be used" in caplog.text
-        latents, timesteps, rows, *read = example(unet, BUCKET)
+        latents, timesteps, rows, *read = flat_example(unet, BUCKET)
         inputs = (torch.randn_like(latents), timesteps + 500, rows, *(torch.randn_like(each) for each in read))
         with torch.inference_mode():
             torch.testing.assert_close(loaded[BUCKET](*inputs), UNetStep(unet)(*inputs), rtol=1e-4, atol=1e-5)
@@ -88,10 +108,11 @@ def test_buckets_are_of_pictures_with_guidance_and_without() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:TensorFloat32")
 def test_a_package_for_a_gpu_answers_as_the_network_does(tmp_path: Path) -> None:
     unet = network().cuda()
     compile_package(unet, BUCKET, tmp_path / name_of(BUCKET), {})
-    latents, timesteps, rows, *read = example(unet, BUCKET)
+    latents, timesteps, rows, *read = flat_example(unet, BUCKET)
     inputs = (torch.randn_like(latents), timesteps + 500, rows, *(torch.randn_like(each) for each in read))
     with torch.inference_mode():
         answer = load_packages(tmp_path, unet)[BUCKET](*inputs)
