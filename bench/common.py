@@ -111,21 +111,29 @@ def random_model(options: Options) -> RandomModel:
     return model
 
 
-def demo_model(options: Options) -> StableDiffusion:
-    """The bundled demo model, or the tiny random one."""
-    if options.tiny:
-        return random_model(options).load(options)
-    checkpoint = BUNDLED_WEIGHTS / "demo.safetensors"
-    return StableDiffusion.load(checkpoint, BUNDLED_WEIGHTS, str(options.device), options.dtype)
+def served_checkpoint(options: Options, full: bool) -> tuple[Path, str]:
+    """The demo model's checkpoint or that of the random model of v1.5's size, and its name in a report."""
+    if full or options.tiny:
+        return random_model(options).checkpoint, "tiny" if options.tiny else "v1.5"
+    return BUNDLED_WEIGHTS / "demo.safetensors", "demo"
 
 
 def served_model(options: Options, full: bool) -> tuple[StableDiffusion, dict[Bucket, Step], str]:
-    """The demo model or the random one of v1.5's size, what was compiled for it, and its name in a report."""
-    model = random_model(options).load(options) if full else demo_model(options)
-    directory = random_model(options).directory if full else BUNDLED_WEIGHTS
+    """That model, what was compiled for it, and its name in a report."""
+    checkpoint, name = served_checkpoint(options, full)
+    model = StableDiffusion.load(checkpoint, checkpoint.parent, str(options.device), options.dtype)
     unet = model.networks.unet
-    name = "tiny" if options.tiny else "v1.5" if full else "demo"
-    return model, load_packages(folder_of(directory, unet, options.device), unet), name
+    return model, load_packages(folder_of(checkpoint.parent, unet, options.device), unet), name
+
+
+def worker_environment(weights: Path, options: Options) -> dict[str, str]:
+    """The variables of a worker that is measured on this device in this dtype."""
+    return {
+        "SD_WEIGHTS": str(weights),
+        "SD_OUTPUTS": str(options.cache / "outputs"),
+        "SD_DEVICE": str(options.device),
+        "SD_DTYPE": options.dtype,
+    }
 
 
 def time_in_turn(

@@ -1,6 +1,7 @@
 """The first job of a fresh worker beside its second: what warming up leaves undone. `python -m bench.first`
 
-Each round is a process of its own that loads and warms the bundled demo model and then draws the same job twice.
+Each round is a process of its own that loads and warms the bundled demo model and then draws the same job twice. With
+`--full` it is the random model of v1.5's size: on a CPU its weights are cast and packed as the first job uses them.
 """
 
 import json
@@ -9,18 +10,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bench.common import parse, ratio, report, summary
+from bench.common import (
+    command_line,
+    full_option,
+    options_of,
+    ratio,
+    report,
+    served_checkpoint,
+    summary,
+    worker_environment,
+)
 from bench.demo import PROMPT
 
 SCRIPT = """
 import asyncio, json, sys, time
-from pathlib import Path
 from worker.job import run_job
-from worker.settings import BUNDLED_WEIGHTS, read_settings
+from worker.settings import read_settings
 from worker.startup import start
 
-outputs, steps, prompt = sys.argv[1:]
-environ = {"SD_WEIGHTS": str(BUNDLED_WEIGHTS), "SD_OUTPUTS": outputs, "LOG_LEVEL": "ERROR"}
+environ, steps, prompt = json.loads(sys.argv[1]), *sys.argv[2:]
 service = start(read_settings(environ))
 seconds = []
 for _ in range(2):
@@ -33,18 +41,24 @@ print(json.dumps(seconds))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    options = parse(__doc__ or "", argv, rounds=7)
-    steps = 2 if options.tiny else 20
-    arguments = [sys.executable, "-c", SCRIPT, str(options.cache / "outputs"), str(steps), PROMPT]
+    parser = command_line(__doc__ or "", rounds=7)
+    full_option(parser)
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args(argv)
+    options = options_of(arguments)
+    steps = 2 if options.tiny else arguments.steps
+    checkpoint, name = served_checkpoint(options, arguments.full)
+    environ = {**worker_environment(checkpoint, options), "LOG_LEVEL": "ERROR"}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(environ), str(steps), PROMPT]
     pairs = [
-        json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         for _ in range(options.rounds)
     ]
     first, second = ([pair[index] for pair in pairs] for index in range(2))
     return report(
         "first",
         options,
-        model="tiny" if options.tiny else "demo",
+        model=name,
         steps=steps,
         first_s=summary(first),
         second_s=summary(second),

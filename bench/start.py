@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from bench.common import Options, RandomModel, parse, random_model, ratio, report, summary
+from bench.common import Options, RandomModel, parse, random_model, ratio, report, summary, worker_environment
 from bench.loop import ROOT, running
 from bench.reference import reference_pipeline
 from sd_core.weights.check import expected_shapes
@@ -94,15 +94,6 @@ def _medians(starts: Sequence[dict[str, float]]) -> dict[str, float]:
     return {phase: round(statistics.median(start[phase] for start in starts), 1) for phase in starts[0]}
 
 
-def _environment(weights: Path, options: Options) -> dict[str, str]:
-    return {
-        "SD_WEIGHTS": str(weights),
-        "SD_OUTPUTS": str(options.cache / "outputs"),
-        "SD_DEVICE": str(options.device),
-        "SD_DTYPE": options.dtype,
-    }
-
-
 def _weight_bytes(model: RandomModel, options: Options) -> int:
     shapes = expected_shapes(model.architecture).values()
     return sum(math.prod(shape) for shape in shapes) * options.torch_dtype.itemsize
@@ -130,7 +121,7 @@ def _start_script(script: str, *arguments: str) -> Started:
 
 def _start_worker(weights: Path, options: Options) -> Started:
     """Until the worker asks for its first job."""
-    with running(["handler.py"], _environment(weights, options)) as worker:
+    with running(["handler.py"], worker_environment(weights, options)) as worker:
         resident = worker.resident_bytes
         ready = [line for line in worker.log_lines() if line["message"] == "ready"]
         return Started(worker.ready_s, resident, ready[0]["start_ms"])

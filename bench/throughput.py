@@ -21,16 +21,16 @@ from bench.common import (
     command_line,
     full_option,
     options_of,
-    random_model,
     ratio,
     report,
+    served_checkpoint,
     served_model,
     summary,
+    worker_environment,
 )
 from bench.loop import IDLE_S, Served, Worker, latency, running
 from bench.plot import line_plot
 from bench.sharing import UNGUIDED_EVERY, measure_sharing
-from worker.settings import BUNDLED_WEIGHTS
 
 LEVELS = (1, 2, 4, 8, 16)
 SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m_karras")
@@ -57,9 +57,7 @@ class Plan:
 
     @property
     def weights(self) -> Path:
-        if self.full or self.options.tiny:
-            return random_model(self.options).directory
-        return BUNDLED_WEIGHTS
+        return served_checkpoint(self.options, self.full)[0].parent
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -82,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         results["worker_gain_over_unet_gain"] = round(busiest["gain"] / results["sharing"]["unet"]["gain"], 3)
     if plan.plot is not None and "concurrency" in results:
         plan.plot.write_text(_plot(results["concurrency"]), encoding="utf-8")
-    shown = "tiny" if plan.options.tiny else "v1.5" if plan.full else "demo"
-    return report("throughput", plan.options, **{"model": shown, "batch": plan.batch, **results})
+    _, name = served_checkpoint(plan.options, plan.full)
+    return report("throughput", plan.options, **{"model": name, "batch": plan.batch, **results})
 
 
 def _plan(argv: Sequence[str] | None) -> Plan:
@@ -148,10 +146,7 @@ def _through_the_loop(plan: Plan) -> dict[str, Any]:
 def _worker(plan: Plan, batch: int, clients: int) -> Any:
     arguments = ["handler.py"] if batch else ["-m", "bench.diffusers_handler"]
     environment = {
-        "SD_WEIGHTS": str(plan.weights),
-        "SD_OUTPUTS": str(plan.options.cache / "outputs"),
-        "SD_DEVICE": str(plan.options.device),
-        "SD_DTYPE": plan.options.dtype,
+        **worker_environment(plan.weights, plan.options),
         "SD_MAX_BATCH": str(batch),
         "SD_MAX_CONCURRENCY": str(clients),
         "LOG_LEVEL": "ERROR",

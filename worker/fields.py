@@ -129,7 +129,8 @@ def _reason(field: str, kind: str, value: Any) -> str:
         case "int_type":
             wanted = f"a whole number {_range(field)}"
         case _:  # a number out of its range, or no number at all
-            wanted = f"a number {_range(field)}"
+            whole = "whole " if _constraint(field, "type") == "integer" else ""
+            wanted = f"a {whole}number {_range(field)}"
     return f"{described(field, value)} is not {wanted}"
 
 

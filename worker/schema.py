@@ -13,7 +13,6 @@ from sd_core.sampling.registry import joined_name, resolve
 from worker.fields import ALIASES, NULLABLE, Fields, shorten, unknown_field, violations
 
 MOST_PROBLEMS = 30
-SMALLEST_PICTURE = 64 * 64
 
 
 @dataclass(frozen=True)

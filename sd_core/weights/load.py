@@ -32,13 +32,6 @@ class Networks:
     metadata: dict[str, str]
 
 
-def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype], dict[str, str]]:
-    """Shapes and dtypes by tensor name, and the metadata, of a safetensors file; no tensor is read."""
-    with open_safetensors(path) as file:
-        dtypes = {name: stored.dtype for name, stored in file.tensors.items()}
-        return file.shapes, dtypes, dict(file.metadata)
-
-
 def load_networks(path: Path, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Networks:
     """The networks of a v1.x `.safetensors`, every weight on `device` in `dtype`.
 

@@ -20,7 +20,7 @@ from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
 from sd_core.weights.check import expected_shapes, networks_shapes
 from sd_core.weights.detect import Architecture
-from sd_core.weights.load import Networks, load_networks, read_header
+from sd_core.weights.load import Networks, load_networks
 
 CPU = torch.device("cpu")
 TEXT, UNET, VAE = "cond_stage_model.transformer.", "model.diffusion_model.", "first_stage_model."
@@ -138,14 +138,6 @@ def test_unaligned_files_of_old_writers_load(state: State, saved: Save) -> None:
         assert found[name].data_ptr() % 4 == 0
 
 
-def test_the_header_alone_tells_shapes_dtypes_and_metadata(tiny: Architecture, state: State, saved: Save) -> None:
-    shapes, dtypes, metadata = read_header(saved(state, {"a": "b"}))
-    assert shapes == expected_shapes(tiny)
-    assert set(dtypes.values()) == {torch.float32}
-    assert metadata == {"a": "b"}
-    assert read_header(saved(state))[2] == {}
-
-
 CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
     "a missing tensor": (lambda s: s.pop(UNET + "out.0.bias"), r"1 missing \(model\.diffusion_model\.out\.0\.bias\)"),
     "many missing": (
@@ -210,9 +202,8 @@ FILES: dict[str, tuple[bytes, str]] = {
 def test_files_of_other_kinds_say_what_to_do(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    for read in (read_header, lambda path: load_networks(path, CPU, torch.float32)):
-        with pytest.raises(ModelError, match=message):
-            read(path)
+    with pytest.raises(ModelError, match=message):
+        load_networks(path, CPU, torch.float32)
 
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
@@ -253,7 +244,7 @@ def test_a_dtype_that_networks_do_not_use_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(1, dtype=torch.uint16)}, path)
     with pytest.raises(ModelError, match="a has the dtype U16"):
-        read_header(path)
+        load_networks(path, CPU, torch.float32)
 
 
 MEASURE = """
