@@ -239,9 +239,10 @@ def _check_gpu(settings: Settings) -> None:
     """Else an image whose CUDA the machine's driver is too old for would draw on its processor, at a GPU's price."""
     if settings.device != "auto" or torch.cuda.is_available() or not any(_DEVICES.glob("nvidia[0-9]*")):
         return
+    cuda = torch.version.cuda
+    reason = "is a build without CUDA" if cuda is None else f"needs a driver for CUDA {cuda}, and this one is older"
     message = (
-        f"This machine has an NVIDIA GPU that torch {torch.__version__} cannot use; most often its driver is too old "
-        f"for CUDA {torch.version.cuda}.\n"
+        f"This machine has an NVIDIA GPU that torch {torch.__version__} cannot use: most likely it {reason}.\n"
         "On RunPod, let the endpoint choose only machines of that CUDA version or later.\n"
         "To draw on the processor:\n  export SD_DEVICE=cpu"
     )

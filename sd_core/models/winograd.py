@@ -36,7 +36,7 @@ def suits(layer: nn.Conv2d) -> bool:
 
 def packed(weight: Tensor, dtype: torch.dtype) -> list[nn.Parameter]:
     """The sixteen matrices, packed in `dtype`, of a kernel (out_channels, in_channels, 3, 3)."""
-    taps = weight.permute(2, 3, 0, 1).contiguous().float()  # (3, 3, out_channels, in_channels)
+    taps = torch.empty(3, 3, *weight.shape[:2]).copy_(weight.permute(2, 3, 0, 1))  # (3, 3, out_channels, in_channels)
     return [onednn.packed_matrix(entry.to(dtype)) for row in _of_kernel(taps) for entry in _of_kernel(row)]
 
 
