@@ -16,10 +16,11 @@ def main() -> int:
     from worker.startup import StartupError
 
     try:
-        return serve(read_settings())
+        serve(read_settings())
     except (SettingsError, StartupError) as error:
         print(error, file=sys.stderr)
         return 1
+    return 0
 
 
 if __name__ == "__main__":

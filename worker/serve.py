@@ -40,11 +40,8 @@ class NotReady(SDError):
     """The model could not be loaded; the process is about to end."""
 
 
-def serve(settings: Settings) -> int:
-    """Answer on all interfaces until told to stop; the exit status, 1 where the engine failed.
-
-    Raises `StartupError` where no model can be loaded.
-    """
+def serve(settings: Settings) -> None:
+    """Answer on all interfaces until told to stop. Raises `StartupError` where no model can be loaded."""
     configure(settings.log_level)
     app = create_app(lambda: start(settings), lambda: setattr(server, "should_exit", True), settings.max_jobs)
     config = uvicorn.Config(app, host="0.0.0.0", port=settings.port, log_level="warning", access_log=False)
@@ -52,9 +49,8 @@ def serve(settings: Settings) -> int:
     log.info("serving POST /inference and GET /ping", extra={"fields": {"port": settings.port}})
     server.run()
     loading: asyncio.Task[Service] | None = getattr(app.state, "loading", None)
-    if loading is None or not loading.done() or loading.cancelled():
-        return 0
-    return 0 if loading.result().engine.failure is None else 1
+    if loading is not None and loading.done() and not loading.cancelled():
+        loading.result()
 
 
 def create_app(load: Callable[[], Service], stop: Callable[[], None], max_jobs: int) -> FastAPI:

@@ -16,6 +16,7 @@ import requests
 from PIL import Image
 
 from bench.stand_in import KEY, POD, PlatformStandIn
+from tests.worker import breaking
 from tests.worker.pictures import picture_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,27 +165,12 @@ def test_the_sdks_api_server(start_worker: Start, free_port: int) -> None:
     worker.end()
 
 
-BREAKS = """
-import runpy
-from sd_core.engine.engine import Engine
-
-warm_up = Engine.warm_up
-
-def break_then(self):
-    warm_up(self)
-    Engine._tick = lambda self, batch: [][0]
-
-Engine.warm_up = break_then
-runpy.run_path("handler.py", run_name="__main__")
-"""
-
-
 def test_a_worker_whose_engine_has_failed_answers_its_jobs_and_ends(
     start_worker: Start, runpod: PlatformStandIn
 ) -> None:
     for job_id in ("one", "two"):
         runpod.add(job_id, {"prompt": "x", "steps": 2})
-    worker = start_worker("-c", BREAKS, **runpod.environ(), SD_MAX_CONCURRENCY="2")
+    worker = start_worker("-c", breaking.HANDLER, **runpod.environ(), SD_MAX_CONCURRENCY="2")
     for job_id in ("one", "two"):
         assert runpod.result(job_id)["error"].startswith("internal: ")
     assert worker.exit_code() == 1

@@ -2,18 +2,20 @@
 
 import base64
 import io
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import requests
 from PIL import Image
 
+from tests.worker import breaking
+
 Start = Callable[..., Any]
 
 
-def test_the_server_loads_draws_and_stops(start_worker: Start, free_port: int) -> None:
-    worker = start_worker("-m", "worker", "serve", PORT=str(free_port))
-    url = f"http://127.0.0.1:{free_port}"
+def pings_until_ready(worker: Any, url: str) -> list[int]:
+    """The statuses that came."""
     seen: list[int] = []
 
     def ready() -> bool:
@@ -24,7 +26,13 @@ def test_the_server_loads_draws_and_stops(start_worker: Start, free_port: int) -
         return seen[-1] == 200
 
     worker.wait_for(ready)
-    assert set(seen) <= {204, 200}
+    return seen
+
+
+def test_the_server_loads_draws_and_stops(start_worker: Start, free_port: int) -> None:
+    worker = start_worker("-m", "worker", "serve", PORT=str(free_port))
+    url = f"http://127.0.0.1:{free_port}"
+    assert set(pings_until_ready(worker, url)) <= {204, 200}
     response = requests.post(f"{url}/inference", json={"prompt": "a s3cret", "steps": 2, "height": 72}, timeout=300)
     assert response.status_code == 200
     with Image.open(io.BytesIO(base64.b64decode(response.json()["image"]))) as image:
@@ -34,6 +42,15 @@ def test_the_server_loads_draws_and_stops(start_worker: Start, free_port: int) -
     assert "s3cret" not in worker.printed
     worker.end()
     assert "Traceback" not in worker.printed
+
+
+def test_a_server_whose_engine_has_failed_answers_and_ends(start_worker: Start, free_port: int) -> None:
+    worker = start_worker("-c", breaking.SERVER, PORT=str(free_port))
+    url = f"http://127.0.0.1:{free_port}"
+    pings_until_ready(worker, url)
+    response = requests.post(f"{url}/inference", json={"prompt": "x", "steps": 2}, timeout=300)
+    assert (response.status_code, response.json()["error_code"]) == (500, "internal")
+    assert worker.exit_code() == -signal.SIGTERM
 
 
 def test_a_server_without_a_model_ends_with_one_message(start_worker: Start, free_port: int, tmp_path: Any) -> None:
