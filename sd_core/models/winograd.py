@@ -3,7 +3,7 @@
 Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", section 4.1. Each tile of 4x4 inputs is
 transformed, multiplied with the transformed kernel entry by entry (sixteen matrix products over all tiles), and
 transformed back into 2x2 outputs. In float32 that is at least as exact as the plain sum, which adds up more terms; in
-bfloat16 the transforms round too: the whole UNet then rounds about a tenth more than diffusers' (`bench.step`).
+bfloat16 the transforms round too: the whole UNet then rounds a little more than diffusers' (`bench.step`).
 """
 
 from collections.abc import Iterator, Sequence
