@@ -13,8 +13,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worker.job import Service
     from worker.progress import Send
+    from worker.service import Service
 
 
 @functools.cache
@@ -34,7 +34,7 @@ async def handler(job: dict[str, Any], send: "Send | None" = None) -> dict[str, 
 
     With `send`, which the platform's loop gives, the job's progress is told while it is drawn.
     """
-    from worker.job import run_job
+    from worker.service import run_job
 
     return await run_job(job, service(), send)
 
@@ -42,7 +42,7 @@ async def handler(job: dict[str, Any], send: "Send | None" = None) -> dict[str, 
 def main() -> None:
     from runpod.serverless.modules.rp_logger import RunPodLogger
 
-    from worker import runpod_loop
+    from worker.doors import runpod as runpod_loop
     from worker.log import configure_sdk
 
     settings = service().settings

@@ -11,8 +11,8 @@ from typing import Any
 
 from bench.common import command_line, full_option, options_of, ratio, report, served_model, summary, time_in_turn
 from bench.demo import PROMPT
-from sd_core.contracts import GenerationRequest
 from sd_core.engine.engine import Engine
+from sd_core.request import Request
 
 PICTURES = 16
 BATCHES = (1, 2, 4, 8, 16)
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model, packages, name = served_model(options, arguments.full)
     size = model.info.native_size
     steps = 1 if options.tiny else arguments.steps
-    request = GenerationRequest(PROMPT, seed=42, width=size, height=size, steps=steps, num_images=PICTURES)
+    request = Request(PROMPT, seed=42, width=size, height=size, steps=steps, num_images=PICTURES)
     engines = {str(batch): Engine(model, batch, packages=packages) for batch in BATCHES}
 
     def draw(engine: Engine) -> None:

@@ -17,12 +17,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from bench.random_weights import FULL, TINY, write_checkpoint
-from bench.tokenizer_files import clip_merges, write_tokenizer
+from sd_core.device import DTYPES, choose_device, choose_dtype
+from sd_core.engine.aot import folder_of, load_packages
 from sd_core.engine.graphs import Bucket, Step
-from sd_core.engine.packages import folder_of, load_packages
-from sd_core.pipeline.model import DTYPES, StableDiffusion, choose_device, choose_dtype
-from sd_core.weights.detect import Architecture
+from sd_core.formats.detect import Architecture
+from sd_core.pipeline.model import StableDiffusion
+from tests.support.random_weights import FULL, TINY, write_checkpoint
+from tests.support.tokenizer_files import clip_merges, write_tokenizer
 from worker.settings import BUNDLED_WEIGHTS
 
 PACKAGES = ("torch", "diffusers", "transformers", "runpod")

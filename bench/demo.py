@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.common import command_line, full_option, options_of, report, served_model, summary, time_in_turn
-from sd_core.contracts import GenerationRequest, GenerationResult
 from sd_core.engine.engine import Engine
-from worker.respond import encode
+from sd_core.request import Request, Result
+from worker.api.response import encode
 
 PROMPT = "a large red star on a blue background"
 
@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     engine = Engine(model, max_batch=1, packages=packages)
     size = model.info.native_size
     steps = 2 if options.tiny else 20
-    request = GenerationRequest(prompt=PROMPT, seed=42, width=size, height=size, steps=steps)
-    results: list[GenerationResult] = []
+    request = Request(prompt=PROMPT, seed=42, width=size, height=size, steps=steps)
+    results: list[Result] = []
 
     def draw() -> None:
         result = engine.submit(request).result()

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from bench.reference import reference_pipeline
-from bench.reference_schedulers import reference_scheduler
-from sd_core.pipeline.model import DTYPES
+from sd_core.device import DTYPES
+from sd_core.formats.detect import detect
 from sd_core.sampling.registry import resolve
-from sd_core.weights.detect import detect
+from tests.support.reference import reference_pipeline
+from tests.support.reference_schedulers import reference_scheduler
 
 
 class Drawing:

@@ -24,7 +24,7 @@ from bench.demo import PROMPT
 
 SCRIPT = """
 import asyncio, json, sys, time
-from worker.job import run_job
+from worker.service import run_job
 from worker.settings import read_settings
 from worker.startup import start
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from bench.stand_in import PlatformStandIn, platform
+from tests.support.platform import PlatformStandIn, platform
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER_VARIABLES = ("SD_", "RUNPOD_", "LOG_LEVEL", "FLASK_DEBUG", "PORT")

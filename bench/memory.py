@@ -14,10 +14,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.common import parse, random_model, report
-from sd_core.contracts import Decode, Encode, UNetRows, Work
 from sd_core.engine.memory import Memory, pixels_of
 from sd_core.engine.runner import Runner
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.work import Decode, Encode, UNetRows, Work
 
 KINDS = {"one guided picture": (2,), "four mixed pictures": (2, 1, 2, 1), "encode": (), "decode": ()}
 """Forwards by name: the rows of each picture in one of the UNet, none in one of the VAE."""

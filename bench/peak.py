@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.common import Options, parse, random_model, report, summary, time_in_turn
+from sd_core.device import DTYPES
 from sd_core.models.unet import UNet, UNetConfig
-from sd_core.pipeline.model import DTYPES
 
 MATRIX_SIDES = {"cpu": (1024, 2048, 4096), "cuda": (2048, 4096, 8192, 16384)}
 FEATURE_MAPS = ((320, 64), (640, 32), (1280, 16))

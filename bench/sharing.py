@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from bench.common import Options, ratio, summary, time_in_turn
-from sd_core.contracts import Decode, Encode, GenerationRequest, GenerationResult, Picture, UNetRows
 from sd_core.engine.engine import Engine
 from sd_core.engine.graphs import Bucket, GraphedUNet, Step, for_device
 from sd_core.models.unet import Contexts, UNet
 from sd_core.models.vae import VAE
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import prepare
+from sd_core.request import Request, Result
+from sd_core.work import Decode, Encode, Picture, UNetRows
 
 AnyUNet = UNet | GraphedUNet
 
@@ -37,7 +38,7 @@ def measure_sharing(
     """The gain of sharing forwards, how near to it the engine comes, and what the engine costs a lone job."""
     unet = for_device(model.networks.unet, model.device, packages)
     size = model.info.native_size
-    request = GenerationRequest(prompt, seed=0, width=size, height=size, steps=steps)
+    request = Request(prompt, seed=0, width=size, height=size, steps=steps)
     requests = [
         replace(request, seed=seed, guidance_scale=1.0 if (seed + 1) % UNGUIDED_EVERY == 0 else 7.5)
         for seed in range(batch)
@@ -61,9 +62,7 @@ def measure_sharing(
 
 
 @torch.inference_mode()
-def _unet_alone(
-    model: StableDiffusion, unet: AnyUNet, requests: Sequence[GenerationRequest], options: Options
-) -> dict[str, Any]:
+def _unet_alone(model: StableDiffusion, unet: AnyUNet, requests: Sequence[Request], options: Options) -> dict[str, Any]:
     """One forward of all pictures' rows beside forwards of two rows: a guided picture, or two that are not."""
     works = [_first_rows(request, model) for request in requests]
     guided = [[work] for work in works if len(work.context) == 2]
@@ -79,7 +78,7 @@ def _unet_alone(
     return _gain(time_in_turn({"together": _forward(unet, works), "one_by_one": one_by_one}, options))
 
 
-def _first_rows(request: GenerationRequest, model: StableDiffusion) -> UNetRows:
+def _first_rows(request: Request, model: StableDiffusion) -> UNetRows:
     (picture,) = prepare(request, model).pictures
     work = next(picture)
     picture.close()
@@ -87,7 +86,7 @@ def _first_rows(request: GenerationRequest, model: StableDiffusion) -> UNetRows:
     return work
 
 
-def _engines(shared: Engine, alone: Engine, requests: Sequence[GenerationRequest], options: Options) -> dict[str, Any]:
+def _engines(shared: Engine, alone: Engine, requests: Sequence[Request], options: Options) -> dict[str, Any]:
     """The same pictures as whole jobs, submitted at once, drawn in shared forwards and one by one."""
 
     def draw(engine: Engine) -> None:
@@ -106,7 +105,7 @@ def _gain(seconds: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def _continuous(engine: Engine, request: GenerationRequest, batch: int, options: Options) -> dict[str, Any]:
+def _continuous(engine: Engine, request: Request, batch: int, options: Options) -> dict[str, Any]:
     """Seconds a picture where jobs join a full batch at different ticks, beside one job of as many pictures."""
     static = time_in_turn(
         {"static": lambda: engine.submit(replace(request, num_images=batch)).result()}, options, warm_up=1
@@ -120,15 +119,15 @@ def _continuous(engine: Engine, request: GenerationRequest, batch: int, options:
     }
 
 
-def _steady_seconds(engine: Engine, request: GenerationRequest, batch: int) -> float:
+def _steady_seconds(engine: Engine, request: Request, batch: int) -> float:
     """Seconds a picture while the batch is always full of equal jobs, each at a step of its own.
 
     The first jobs are shorter, one less than the other, so that those after them begin at different ticks; what is
     timed begins when as many as fill the batch have ended, and ends `WINDOW` times as many later. Some jobs more than
     the batch holds are under way, so that no place in a forward stays empty while a job follows another.
     """
-    ended: queue.SimpleQueue[tuple[float, Future[GenerationResult]]] = queue.SimpleQueue()
-    under_way: set[Future[GenerationResult]] = set()
+    ended: queue.SimpleQueue[tuple[float, Future[Result]]] = queue.SimpleQueue()
+    under_way: set[Future[Result]] = set()
 
     def submit(seed: int, steps: int) -> None:
         future = engine.submit(replace(request, seed=seed, steps=steps))
@@ -150,7 +149,7 @@ def _steady_seconds(engine: Engine, request: GenerationRequest, batch: int) -> f
 
 
 def _lone_job(
-    engine: Engine, model: StableDiffusion, unet: AnyUNet, request: GenerationRequest, options: Options
+    engine: Engine, model: StableDiffusion, unet: AnyUNet, request: Request, options: Options
 ) -> dict[str, Any]:
     """A job alone in the engine beside the same job in a bare loop of the same networks."""
     sides = {"engine": lambda: engine.submit(request).result().images, "bare": lambda: draw_bare(request, model, unet)}
@@ -164,7 +163,7 @@ def _lone_job(
 
 
 @torch.inference_mode()
-def draw_bare(request: GenerationRequest, model: StableDiffusion, unet: AnyUNet) -> list[np.ndarray]:
+def draw_bare(request: Request, model: StableDiffusion, unet: AnyUNet) -> list[np.ndarray]:
     """The request's pictures, uint8 (H, W, 3), without thread, queue or batch."""
     return [_image(_finish(picture, model.networks.vae, unet)) for picture in prepare(request, model).pictures]
 

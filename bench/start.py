@@ -24,8 +24,8 @@ import psutil
 
 from bench.common import Options, RandomModel, parse, random_model, ratio, report, summary, worker_environment
 from bench.loop import ROOT, running
-from bench.reference import reference_pipeline
-from sd_core.weights.check import expected_shapes
+from sd_core.formats.check import expected_shapes
+from tests.support.reference import reference_pipeline
 from worker.settings import BUNDLED_WEIGHTS
 
 TORCH = "import torch"

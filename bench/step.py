@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from bench.common import compare, parse, random_model, rms_difference
-from bench.reference import reference_unet
+from sd_core.engine.aot import folder_of, load_packages
 from sd_core.engine.graphs import for_device
-from sd_core.engine.packages import folder_of, load_packages
-from sd_core.weights.keys import UNET_PREFIX
+from sd_core.formats.keys import UNET_PREFIX
+from tests.support.reference import reference_unet
 
 
 @torch.inference_mode()

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from bench.common import compare, parse, random_model
-from bench.reference import reference_text_encoder
-from sd_core.weights.keys import TEXT_PREFIX
+from sd_core.formats.keys import TEXT_PREFIX
+from tests.support.reference import reference_text_encoder
 
 
 @torch.inference_mode()

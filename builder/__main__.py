@@ -13,7 +13,7 @@ from types import FrameType
 from builder.convert import convert
 from builder.inspect import inspect
 from builder.source import DTYPES
-from sd_core.contracts import SDError
+from sd_core.errors import SDError
 
 _BAR_WIDTH = 40
 

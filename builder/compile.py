@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from sd_core.contracts import ModelError
+from sd_core.device import DTYPES, choose_device, choose_dtype
+from sd_core.engine.aot import buckets_of, compile_package, folder_of, name_of
 from sd_core.engine.graphs import BUCKETS
-from sd_core.engine.packages import buckets_of, compile_package, folder_of, name_of
-from sd_core.pipeline.model import DTYPES, choose_device, choose_dtype
-from sd_core.weights.load import load_networks
+from sd_core.errors import ModelError
+from sd_core.formats.load import load_networks
 
 TUNED: Mapping[str, object] = {"max_autotune": True, "coordinate_descent_tuning": True}
 """The kernels are chosen by trying, here, so that no worker spends time on it."""

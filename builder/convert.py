@@ -13,10 +13,10 @@ from builder import VERSION
 from builder.lock import hold
 from builder.source import DTYPES, Part, dtype_name, open_checkpoint, plan
 from builder.write import remove_partial, write_safetensors
-from sd_core.contracts import ModelError
+from sd_core.errors import ModelError
+from sd_core.formats.detect import OVERRIDES, Architecture
+from sd_core.formats.files import TensorFile, open_safetensors
 from sd_core.pipeline.preview import METADATA_KEY as LATENT_TO_RGB_KEY
-from sd_core.weights.detect import OVERRIDES, Architecture
-from sd_core.weights.files import TensorFile, open_safetensors
 
 SOURCE_SHA256_KEY = "sd_core.source_sha256"
 ARCHITECTURE_KEY = "sd_core.architecture"

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd_core.contracts import ModelError
-from sd_core.weights import foreign
-from sd_core.weights.check import expected_shapes, require_equal
-from sd_core.weights.detect import Architecture, detect
-from sd_core.weights.files import TensorFile, first_bytes, is_pickle, open_safetensors
-from sd_core.weights.keys import (
+from sd_core.errors import ModelError
+from sd_core.formats import foreign
+from sd_core.formats.check import expected_shapes, require_equal
+from sd_core.formats.detect import Architecture, detect
+from sd_core.formats.files import TensorFile, first_bytes, is_pickle, open_safetensors
+from sd_core.formats.keys import (
     UNET_PREFIX,
     VAE_PREFIX,
     canonical_names,
@@ -22,7 +22,7 @@ from sd_core.weights.keys import (
     show_some,
     vae_names,
 )
-from sd_core.weights.unpickle import read_checkpoint
+from sd_core.formats.unpickle import read_checkpoint
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from builder.source import Part
-from sd_core.contracts import ModelError
-from sd_core.weights.files import DTYPE_NAMES
+from sd_core.errors import ModelError
+from sd_core.formats.files import DTYPE_NAMES
 
 ALIGNMENT = 64
 """The tensors begin at a multiple of this, so that views of a memory map suit vector instructions."""

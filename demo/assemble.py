@@ -14,11 +14,11 @@ from torch import Tensor
 from demo.dataset import SIDE, draw, training_scene
 from demo.optimize import to_model_range
 from demo.train_vae import CONFIG as VAE_CONFIG
+from sd_core.formats.detect import NATIVE_SIZE_KEY
+from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from sd_core.models.vae import VAE
 from sd_core.pipeline.preview import METADATA_KEY as LATENT_TO_RGB_KEY
 from sd_core.text.tokenizer import MERGES_FILE, VOCAB_FILE
-from sd_core.weights.detect import NATIVE_SIZE_KEY
-from sd_core.weights.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 
 WEIGHTS = Path(__file__).parent / "weights"
 PREFIXES = {"text_encoder.": TEXT_PREFIX, "unet.": UNET_PREFIX}

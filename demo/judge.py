@@ -26,9 +26,9 @@ from demo.dataset import (
     unseen_pair,
     unseen_singles,
 )
-from sd_core.contracts import GenerationRequest
 from sd_core.engine.engine import Engine
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.request import Request
 
 TEMPLATE_SIDE = 48
 LEAST_AREA = 1 / 250  # of the picture: what is smaller is a speck
@@ -151,7 +151,7 @@ def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Sc
     scores, rows = {}, []
     for group, scenes in unseen_scenes(count).items():
         futures = [
-            engine.submit(GenerationRequest(scene.prompt, seed=index, width=size, height=size))
+            engine.submit(Request(scene.prompt, seed=index, width=size, height=size))
             for index, scene in enumerate(scenes)
         ]
         pictures = [future.result().images[0] for future in futures]

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.random_weights import TINY, write_checkpoint
-from bench.tokenizer_files import clip_merges, write_tokenizer
+from sd_core.formats.check import expected_shapes
+from sd_core.formats.detect import Architecture
 from sd_core.models.clip import CLIPConfig
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.weights.check import expected_shapes
-from sd_core.weights.detect import Architecture
+from tests.support.random_weights import TINY, write_checkpoint
+from tests.support.tokenizer_files import clip_merges, write_tokenizer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -184,7 +184,7 @@ def test_hub_defaults_and_presets_are_settings_that_the_worker_takes() -> None:
 
 
 def test_hub_tests_are_jobs_that_the_demo_model_draws() -> None:
-    from worker.schema import Limits, parse_request
+    from worker.api.job import Limits, parse_request
 
     tests = read_json(".runpod/tests.json")
     environment = {entry["key"]: entry["value"] for entry in tests["config"]["env"]}

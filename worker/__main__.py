@@ -12,7 +12,7 @@ def main() -> int:
     commands.add_parser("serve", help="answer POST /inference and GET /ping on $PORT (8000)")
     parser.parse_args()
 
-    from worker.serve import serve  # after the arguments: it brings torch and the web server with it
+    from worker.doors.http import serve  # after the arguments: it brings torch and the web server with it
     from worker.startup import StartupError
 
     try:

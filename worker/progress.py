@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from sd_core.contracts import Observe, Progress
+from sd_core.request import Observe, Progress
 from worker.log import log
 
 INTERVAL_S = 1.0

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sd_core.contracts import ModelError, SDError
 from sd_core.engine.engine import Engine
 from sd_core.engine.graphs import COMPILED, Bucket, Step
+from sd_core.errors import ModelError, SDError
 from sd_core.pipeline.model import StableDiffusion
 from worker import log
+from worker.api.job import Limits
+from worker.api.response import encode
 from worker.identity import ModelIdentity
-from worker.job import Service
-from worker.respond import encode
-from worker.schema import Limits
+from worker.service import Service
 from worker.settings import Settings
 
 USUAL_NAME = "v1-5-pruned-emaonly"
@@ -139,7 +139,7 @@ def _packages(model: StableDiffusion, directory: Path) -> dict[Bucket, Step]:
     """The compiled forwards that `python -m builder compile` made for this GPU, if it did."""
     if model.device.type != "cuda" or not (directory / COMPILED).is_dir():
         return {}
-    from sd_core.engine.packages import folder_of, load_packages  # no other start needs them
+    from sd_core.engine.aot import folder_of, load_packages  # no other start needs them
 
     folder = folder_of(directory, model.networks.unet, model.device)
     packages = load_packages(folder, model.networks.unet)

@@ -13,28 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd_core.contracts import (
-    Broken,
-    Busy,
-    Decode,
-    GenerationRequest,
-    GenerationResult,
-    Observe,
-    OutOfMemory,
-    Progress,
-    UNetRows,
-    Work,
-)
 from sd_core.engine.graphs import Bucket, Step
 from sd_core.engine.memory import Memory, is_out_of_memory
 from sd_core.engine.runner import Answer, Runner, Tiled
 from sd_core.engine.scheduler import Job, Running, Scheduler
+from sd_core.errors import Broken, Busy, OutOfMemory
 from sd_core.pipeline.images import Drawn
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.picture import sigmas_of
 from sd_core.pipeline.prepare import prepare
 from sd_core.pipeline.preview import LatentToRGB, preview
 from sd_core.pipeline.watch import Tell
+from sd_core.request import Observe, Progress, Request, Result
+from sd_core.work import Decode, UNetRows, Work
 
 SMALL_MODEL = 256
 """Native size in pixels up to which a warm-up picture is drawn on a CPU too: there it takes a moment, not seconds."""
@@ -51,8 +42,8 @@ TILED = "memory held the picture only in tiles: it may differ a little from one 
 class _Job(Job):
     """A job from its submission to its last picture. Counts and moments belong to the drawing thread."""
 
-    request: GenerationRequest = field(kw_only=True)
-    future: Future[GenerationResult] = field(kw_only=True)
+    request: Request = field(kw_only=True)
+    future: Future[Result] = field(kw_only=True)
     observe: Observe | None = field(kw_only=True)
     moments: dict[str, float] = field(default_factory=lambda: {"submitted": time.perf_counter()})
     warnings: list[str] = field(default_factory=list)
@@ -98,13 +89,13 @@ class Engine:
         for thread in (*self._finishing, self._thread):
             thread.start()
 
-    def submit(self, request: GenerationRequest, observe: Observe | None = None) -> Future[GenerationResult]:
+    def submit(self, request: Request, observe: Observe | None = None) -> Future[Result]:
         """The job's future. Cancelling it ends the job before its next forward, also while it is drawn.
 
         Raises `Busy` where `max_jobs` are held, and `Broken`. The future fails with `OutOfMemory` where the device's
         memory does not hold the job even alone.
         """
-        future: Future[GenerationResult] = Future()
+        future: Future[Result] = Future()
         with self._door:
             if self.failure is not None:
                 raise Broken("the worker cannot draw any more and ends; its log says why")
@@ -126,7 +117,7 @@ class Engine:
         full-size forward on a CPU would take longer than it saves.
         """
         size = self.model.info.native_size
-        request = GenerationRequest(prompt="", seed=0, width=size, height=size, steps=2)
+        request = Request(prompt="", seed=0, width=size, height=size, steps=2)
         if self.model.device.type != "cpu" or size <= SMALL_MODEL:
             self.submit(request).result()
         else:
@@ -144,7 +135,7 @@ class Engine:
         for thread in self._finishing:
             thread.join()
 
-    def _let_go(self, _future: Future[GenerationResult]) -> None:
+    def _let_go(self, _future: Future[Result]) -> None:
         with self._door:
             self._held -= 1
 
@@ -293,7 +284,7 @@ def _preview(foresee: Callable[[], Tensor], latent_to_rgb: LatentToRGB) -> np.nd
         return preview(foresee(), latent_to_rgb)
 
 
-def _result(job: _Job) -> GenerationResult:
+def _result(job: _Job) -> Result:
     """The pictures as they come off the device, and where the time went. Raises `NotFinite`."""
     images = [drawn.image() for drawn in job.drawn if drawn is not None]
     begun, denoising, decoding = job.moments["begun"], job.moments["denoising"], job.moments["decoding"]
@@ -304,10 +295,10 @@ def _result(job: _Job) -> GenerationResult:
         "decode": time.perf_counter() - decoding,
     }
     timings = {kind: round(1000 * seconds, 3) for kind, seconds in spent.items()}
-    return GenerationResult(images, job.request.seeds, timings, job.warnings)
+    return Result(images, job.request.seeds, timings, job.warnings)
 
 
-def _settle(future: Future[GenerationResult], outcome: GenerationResult | BaseException) -> None:
+def _settle(future: Future[Result], outcome: Result | BaseException) -> None:
     try:
         if isinstance(outcome, BaseException):
             future.set_exception(outcome)
@@ -318,7 +309,7 @@ def _settle(future: Future[GenerationResult], outcome: GenerationResult | BaseEx
             raise
 
 
-def _as_known(error: Exception, request: GenerationRequest) -> Exception:
+def _as_known(error: Exception, request: Request) -> Exception:
     """Memory errors in words that the asker can act on; any other error as it is."""
     if not is_out_of_memory(error):
         return error

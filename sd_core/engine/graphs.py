@@ -21,7 +21,7 @@ BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_GRAPHS = 24
 
 COMPILED = "compiled"
-"""The folder, in the directory of the checkpoint, of what `sd_core.engine.packages` keeps."""
+"""The folder, in the directory of the checkpoint, of what `sd_core.engine.aot` keeps."""
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]

@@ -8,9 +8,10 @@ import psutil
 import torch
 from torch import nn
 
-from sd_core.contracts import Decode, Encode, UNetRows, Work
+from sd_core.device import DTYPES
 from sd_core.models.pack import bytes_to_pack
-from sd_core.pipeline.model import DTYPES, StableDiffusion
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.work import Decode, Encode, UNetRows, Work
 
 LATENT_PIXELS = 64
 """Pixels that one latent stands for: v1's autoencoder halves each side three times."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sd_core.contracts import Decode, Encode, UNetRows, Work
+from sd_core.device import upload
 from sd_core.engine.graphs import Bucket, GraphedUNet, Step, for_device
 from sd_core.engine.memory import Memory, is_out_of_memory
 from sd_core.models.unet import Contexts
 from sd_core.models.vae import TILE
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.transfer import upload
+from sd_core.work import Decode, Encode, UNetRows, Work
 
 REMEMBERED = 2
 """Compositions of a batch whose prompts stay read: most steps run with those of the step before."""

@@ -4,8 +4,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from sd_core.contracts import Decode, Encode, Picture, UNetRows, Work
 from sd_core.engine.memory import pixels_of
+from sd_core.work import Decode, Encode, Picture, UNetRows, Work
 
 VAE_PIXELS = 512 * 512
 """Pixels that one forward of the VAE holds, so that running steps wait for no more than about one step's time."""

@@ -5,7 +5,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from sd_core.contracts import Conditioning, Sampling, UNetRows
+from sd_core.work import Conditioning, Sampling, UNetRows
 
 
 def guided(

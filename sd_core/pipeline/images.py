@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd_core.contracts import NotFinite
-from sd_core.transfer import Download, upload
+from sd_core.device import Download, upload
+from sd_core.errors import NotFinite
 
 
 def to_pixels(image: np.ndarray, device: torch.device) -> Tensor:

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import torch
 
-from sd_core.contracts import DeviceError, ModelError
+from sd_core.device import DTYPES, choose_device, choose_dtype
+from sd_core.errors import ModelError
+from sd_core.formats.load import Networks, load_networks
 from sd_core.pipeline.preview import LATENT_TO_RGB, LatentToRGB, latent_to_rgb_of
 from sd_core.text.encode import PromptEncoder
 from sd_core.text.tokenizer import CLIPTokenizer
-from sd_core.weights.load import Networks, load_networks
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -64,26 +63,3 @@ class StableDiffusion:
         )
         prompts = PromptEncoder(tokenizer, networks.text_encoder, chosen)
         return cls(networks, prompts, info, latent_to_rgb_of(networks.metadata))
-
-
-def choose_device(name: str) -> torch.device:
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(device for device, there in available.items() if there)
-    if name not in available:
-        raise DeviceError(f"device {name!r} is not known; known: auto, {', '.join(available)}")
-    if not available[name]:
-        raise DeviceError(f"device {name!r} is not available to torch {torch.__version__} on this machine")
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> str:
-    if name == "auto":
-        return "fp32" if device.type == "cpu" else "fp16"
-    if name not in DTYPES:
-        raise DeviceError(f"dtype {name!r} is not known; known: auto, {', '.join(DTYPES)}")
-    return name

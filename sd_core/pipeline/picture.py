@@ -2,22 +2,23 @@
 
 from torch import Tensor
 
-from sd_core.contracts import Conditioning, Decode, Encode, GenerationRequest, Picture
 from sd_core.pipeline.guidance import guided
 from sd_core.pipeline.watch import Tell, watched
+from sd_core.request import Request
 from sd_core.sampling.noise import CPUNoise
 from sd_core.sampling.registry import SOLVERS
 from sd_core.sampling.schedule import Sigmas, tail
+from sd_core.work import Conditioning, Decode, Encode, Picture
 
 
-def sigmas_of(request: GenerationRequest) -> Sigmas:
+def sigmas_of(request: Request) -> Sigmas:
     """The noise levels that each picture of this request goes through; one more than it has steps."""
     sigmas = SOLVERS[request.sampler].schedules[request.schedule](request.steps)
     return sigmas if request.image is None else tail(sigmas, request.strength)
 
 
 def picture(
-    request: GenerationRequest,
+    request: Request,
     conditioning: Conditioning,
     noise: CPUNoise,
     pixels: Tensor | None = None,

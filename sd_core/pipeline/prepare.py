@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sd_core.contracts import Conditioning, GenerationRequest, Picture
 from sd_core.pipeline.images import to_pixels
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.picture import picture
 from sd_core.pipeline.watch import Tell
+from sd_core.request import Request
 from sd_core.sampling.noise import CPUNoise
+from sd_core.work import Conditioning, Picture
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Prepared:
     warnings: list[str]
 
 
-def prepare(request: GenerationRequest, model: StableDiffusion, tell: Callable[[int], Tell] | None = None) -> Prepared:
+def prepare(request: Request, model: StableDiffusion, tell: Callable[[int], Tell] | None = None) -> Prepared:
     """Encodes both prompts in one forward and makes the coroutines; call it where the networks run.
 
     `tell(index)` is what picture `index` tells of its steps.

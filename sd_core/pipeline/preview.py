@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd_core.contracts import ModelError
-from sd_core.transfer import Download
+from sd_core.device import Download
+from sd_core.errors import ModelError
 
 LatentToRGB = tuple[tuple[float, ...], ...]
 

@@ -6,7 +6,7 @@ from math import sqrt
 
 from torch import Tensor
 
-from sd_core.contracts import Sampling, UNetCall
+from sd_core.work import Sampling, UNetCall
 
 Tell = Callable[[int, Callable[[], Tensor]], None]
 """Told how many steps are done, and how to get the clean latents (1, 4, h, w) that the last of them foresees."""

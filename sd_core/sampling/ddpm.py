@@ -5,10 +5,10 @@ from math import sqrt
 
 from torch import Tensor
 
-from sd_core.contracts import Sampling
 from sd_core.sampling.noise import NoiseSource
 from sd_core.sampling.predict import predict_eps
 from sd_core.sampling.schedule import Sigmas
+from sd_core.work import Sampling
 
 
 def alpha_of(sigma: float) -> float:

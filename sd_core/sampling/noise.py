@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sd_core.transfer import upload
+from sd_core.device import upload
 
 
 class NoiseSource(Protocol):

@@ -9,8 +9,8 @@ from math import sqrt
 
 from torch import Tensor
 
-from sd_core.contracts import UNetCall
 from sd_core.sampling.schedule import v1_schedule
+from sd_core.work import UNetCall
 
 
 def predict_eps(x: Tensor, sigma: float, step: int) -> Generator[UNetCall, Tensor, Tensor]:

@@ -8,12 +8,13 @@ from math import sqrt
 
 from torch import Tensor
 
-from sd_core.contracts import InvalidRequest, Sampling
+from sd_core.errors import InvalidRequest
 from sd_core.sampling.ddpm import ddim, ddpm
 from sd_core.sampling.dpm import dpmpp_2m
 from sd_core.sampling.euler import euler, euler_a, heun
 from sd_core.sampling.noise import NoiseSource
 from sd_core.sampling.schedule import Sigmas, ddim_sigmas, ddpm_sigmas, karras_sigmas, uniform_sigmas
+from sd_core.work import Sampling
 
 SigmasOf = Callable[[int], Sigmas]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sd_core.device import upload
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.text.tokenizer import CLIPTokenizer
-from sd_core.transfer import upload
 
 REMEMBERED = 64
 """Prompts whose hidden states are kept: 77 x 768 numbers each with v1.5."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd_core.weights.keys import ema_name
+from sd_core.formats.keys import ema_name
 
 
 @pytest.fixture(scope="session")

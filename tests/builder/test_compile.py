@@ -6,11 +6,11 @@ import torch
 from builder import compile as compiling
 from builder.__main__ import main
 from builder.compile import compile_checkpoint
-from sd_core.contracts import ModelError
+from sd_core.engine.aot import folder_of, name_of
 from sd_core.engine.graphs import Bucket
-from sd_core.engine.packages import folder_of, name_of
+from sd_core.errors import ModelError
+from sd_core.formats.load import load_networks
 from sd_core.models.unet import UNet
-from sd_core.weights.load import load_networks
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from builder import VERSION
 from builder.convert import convert
-from sd_core.contracts import ModelError
+from sd_core.errors import ModelError
+from sd_core.formats.check import expected_shapes
+from sd_core.formats.detect import Architecture
+from sd_core.formats.load import load_networks
 from sd_core.models.vae import VAEConfig
-from sd_core.weights.check import expected_shapes
-from sd_core.weights.detect import Architecture
-from sd_core.weights.load import load_networks
-from tests.builder.outcome import VAE, Save, State, identity, metadata_of, names, same
+from tests.support.outcome import VAE, Save, State, identity, metadata_of, names, same
 
 # What is written
 

@@ -20,13 +20,13 @@ from builder import write as write_module
 from builder.convert import convert, ensure_converted
 from builder.lock import hold
 from builder.source import Part
-from sd_core.contracts import ModelError
+from sd_core.errors import ModelError
+from sd_core.formats.check import expected_shapes
+from sd_core.formats.detect import Architecture
 from sd_core.models.clip import CLIPConfig
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
-from sd_core.weights.check import expected_shapes
-from sd_core.weights.detect import Architecture
-from tests.builder.outcome import State, identity, names, same
+from tests.support.outcome import State, identity, names, same
 
 
 def test_a_full_disk_leaves_nothing(source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from builder.__main__ import main
-from sd_core.weights.keys import ema_name
+from sd_core.formats.keys import ema_name
 
 State = dict[str, Tensor]
 UNET = "model.diffusion_model."

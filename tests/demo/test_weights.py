@@ -11,10 +11,10 @@ from safetensors import safe_open
 
 from demo.dataset import Figure, Scene, draw
 from demo.judge import judge, look, unseen_scenes
-from sd_core.contracts import GenerationRequest
 from sd_core.engine.engine import Engine
 from sd_core.pipeline.images import to_pixels
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.request import Request
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
 LEAST_PERCENT = {"one shape": 92.5, "held-out pair": 85, "two shapes": 77.5}
@@ -34,8 +34,8 @@ def engine() -> Iterator[Engine]:
     engine.close()
 
 
-def request_of(prompt: str, seed: int = 0, **changes: object) -> GenerationRequest:
-    return replace(GenerationRequest(prompt, seed, 128, 128), **changes)
+def request_of(prompt: str, seed: int = 0, **changes: object) -> Request:
+    return replace(Request(prompt, seed, 128, 128), **changes)
 
 
 def test_the_files_stay_small_and_in_half_precision() -> None:

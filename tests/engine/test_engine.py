@@ -14,17 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sd_core.contracts import Broken, Busy, GenerationRequest, OutOfMemory, Progress, Work
 from sd_core.engine.engine import TILED, Engine
 from sd_core.engine.memory import Memory
 from sd_core.engine.runner import Runner
 from sd_core.engine.scheduler import Running, Scheduler
+from sd_core.errors import Broken, Busy, OutOfMemory
 from sd_core.models.unet import Contexts, UNet
 from sd_core.models.vae import TILE, VAE
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.request import Progress, Request
 from sd_core.sampling.registry import SOLVERS
+from sd_core.work import Work
 
-REQUEST = GenerationRequest("a cat", seed=3, width=64, height=64, steps=3, sampler="euler_a", schedule="default")
+REQUEST = Request("a cat", seed=3, width=64, height=64, steps=3, sampler="euler_a", schedule="default")
 
 
 @pytest.fixture
@@ -222,7 +224,7 @@ def test_a_lost_device_ends_the_engine_and_no_job_waits(
 
 
 requests = st.builds(
-    GenerationRequest,
+    Request,
     prompt=st.sampled_from(["a cat", "", "dogs"]),
     negative_prompt=st.sampled_from(["", "blur"]),
     seed=st.integers(0, 3),
@@ -243,7 +245,7 @@ requests = st.builds(
     max_batch=st.integers(1, 4),
 )
 def test_whatever_arrives_and_leaves_each_picture_is_as_if_alone(
-    tiny_model: StableDiffusion, jobs: list[tuple[GenerationRequest, bool, float]], max_batch: int
+    tiny_model: StableDiffusion, jobs: list[tuple[Request, bool, float]], max_batch: int
 ) -> None:
     engine, alone = Engine(tiny_model, max_batch), Engine(tiny_model, max_batch=1)
     submitted = []
@@ -273,7 +275,7 @@ def test_close_draws_what_was_submitted_before(tiny_model: StableDiffusion) -> N
 
 
 def test_warming_up_draws_with_a_small_model(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[GenerationRequest] = []
+    drawn: list[Request] = []
     submit = engine.submit
     monkeypatch.setattr(engine, "submit", lambda request: (drawn.append(request), submit(request))[1])
     engine.warm_up()

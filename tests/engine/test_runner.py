@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd_core.contracts import Decode, Encode, UNetRows, Work
 from sd_core.engine import memory
 from sd_core.engine.memory import Memory, is_out_of_memory
 from sd_core.engine.runner import Runner, Tiled
 from sd_core.models.unet import Contexts
 from sd_core.models.vae import TILE
+from sd_core.work import Decode, Encode, UNetRows, Work
 
 Check = Callable[[Tensor, Tensor], None]
 

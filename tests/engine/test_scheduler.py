@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sd_core.contracts import Decode, Encode, UNetRows, Work
 from sd_core.engine.scheduler import RECOVERY, Job, Running, Scheduler, batch_key
+from sd_core.work import Decode, Encode, UNetRows, Work
 
 NATIVE = 64
 SIDES = (8, 12, 16)

@@ -1,12 +1,12 @@
 import pytest
 from torch import Tensor
 
-from bench.random_weights import TINY, random_state_dict
+from sd_core.formats.check import meta_networks
+from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
-from sd_core.weights.check import meta_networks
-from sd_core.weights.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+from tests.support.random_weights import TINY, random_state_dict
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from bench.random_weights import TINY
 from sd_core.models import onednn, winograd
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.layers import Conv2d, GatedLinear, Linear
 from sd_core.models.pack import bytes_to_pack, pack
 from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
+from tests.support.random_weights import TINY
 
 CPU = torch.device("cpu")
 needs_onednn = pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bench.random_weights import TINY
 from sd_core.models.unet import UNet
+from tests.support.random_weights import TINY
 
 CONTEXT = TINY.unet.context_dim
 

@@ -1,7 +1,7 @@
 """The three networks beside transformers' and diffusers' on the same random weights, float32 on the CPU.
 
 Differences are relative: the largest absolute one over the reference's largest absolute value. The weights are scaled
-so that the mistakes worth finding are larger than the tolerances (`bench.random_weights`); `MISTAKES` shows it.
+so that the mistakes worth finding are larger than the tolerances (`tests.support.random_weights`); `MISTAKES` shows it.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from bench.random_weights import FULL, TINY, random_state_dict, write_checkpoint
-from bench.reference import reference_text_encoder, reference_unet, reference_vae
+from sd_core.formats.detect import Architecture
+from sd_core.formats.load import Networks, load_networks
 from sd_core.models.clip import MLP
 from sd_core.models.pack import pack
-from sd_core.weights.detect import Architecture
-from sd_core.weights.load import Networks, load_networks
+from tests.support.random_weights import FULL, TINY, random_state_dict, write_checkpoint
+from tests.support.reference import reference_text_encoder, reference_unet, reference_vae
 
 TEXT_TOLERANCE = 1e-5
 TOLERANCE = 1e-4

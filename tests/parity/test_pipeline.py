@@ -14,15 +14,15 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from bench.random_weights import FULL, TINY, write_checkpoint
-from bench.reference import reference_pipeline
-from bench.reference_schedulers import reference_scheduler
-from bench.tokenizer_files import clip_merges, write_tokenizer
-from sd_core.contracts import GenerationRequest
 from sd_core.engine.engine import Engine
+from sd_core.formats.detect import Architecture
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.request import Request
 from sd_core.sampling.registry import SOLVERS
-from sd_core.weights.detect import Architecture
+from tests.support.random_weights import FULL, TINY, write_checkpoint
+from tests.support.reference import reference_pipeline
+from tests.support.reference_schedulers import reference_scheduler
+from tests.support.tokenizer_files import clip_merges, write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
 
@@ -42,10 +42,10 @@ class Side:
         self.weights = load_file(path)
         path.unlink()
 
-    def ours(self, request: GenerationRequest) -> list[np.ndarray]:
+    def ours(self, request: Request) -> list[np.ndarray]:
         return self.engine.submit(request).result().images
 
-    def theirs(self, request: GenerationRequest) -> list[np.ndarray]:
+    def theirs(self, request: Request) -> list[np.ndarray]:
         kind = StableDiffusionPipeline if request.image is None else StableDiffusionImg2ImgPipeline
         scheduler = reference_scheduler(request.sampler, request.schedule, request.steps)
         pipe = reference_pipeline(self.weights, self.architecture, self.directory, scheduler, kind)
@@ -81,7 +81,7 @@ def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / error)) if error else 99.0
 
 
-def assert_equal_pictures(side: Side, request: GenerationRequest) -> None:
+def assert_equal_pictures(side: Side, request: Request) -> None:
     ours, theirs = side.ours(request), side.theirs(request)
     assert len(ours) == len(theirs) == request.num_images
     assert ours[0].std() > 8, "a flat picture would hide mistakes"
@@ -98,40 +98,36 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
 
 @pytest.mark.parametrize(("solver", "schedule"), EVERY_SAMPLER)
 def test_text_to_image(tiny: Side, solver: str, schedule: str) -> None:
-    request = GenerationRequest(
-        "a cat", 3, 64, 64, negative_prompt="blurred", steps=4, sampler=solver, schedule=schedule
-    )
+    request = Request("a cat", 3, 64, 64, negative_prompt="blurred", steps=4, sampler=solver, schedule=schedule)
     assert_equal_pictures(tiny, request)
 
 
 @pytest.mark.parametrize(("solver", "schedule"), EVERY_SAMPLER)
 def test_image_to_image(tiny: Side, solver: str, schedule: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    request = GenerationRequest(
-        "a cat", 4, 64, 64, steps=5, sampler=solver, schedule=schedule, image=image, strength=0.65
-    )
+    request = Request("a cat", 4, 64, 64, steps=5, sampler=solver, schedule=schedule, image=image, strength=0.65)
     assert_equal_pictures(tiny, request)
 
 
 @pytest.mark.parametrize("sampler", ["euler_a", "ddim"])
 def test_several_pictures_of_an_odd_size(tiny: Side, sampler: str) -> None:
-    request = GenerationRequest("a cat", 5, 136, 72, steps=3, num_images=3, sampler=sampler, schedule="default")
+    request = Request("a cat", 5, 136, 72, steps=3, num_images=3, sampler=sampler, schedule="default")
     assert_equal_pictures(tiny, request)
 
 
 def test_several_pictures_from_one_of_an_odd_size(tiny: Side) -> None:
     image = np.random.default_rng(1).integers(0, 256, (136, 72, 3), dtype=np.uint8)
-    request = GenerationRequest("a cat", 6, 72, 136, steps=4, num_images=2, sampler="ddpm", schedule="default")
-    assert_equal_pictures(tiny, GenerationRequest(**{**vars(request), "image": image, "strength": 1.0}))
+    request = Request("a cat", 6, 72, 136, steps=4, num_images=2, sampler="ddpm", schedule="default")
+    assert_equal_pictures(tiny, Request(**{**vars(request), "image": image, "strength": 1.0}))
 
 
 def test_without_guidance(tiny: Side) -> None:
-    request = GenerationRequest("a cat", 7, 64, 64, steps=3, guidance_scale=1.0, sampler="heun", schedule="default")
+    request = Request("a cat", 7, 64, 64, steps=3, guidance_scale=1.0, sampler="heun", schedule="default")
     assert_equal_pictures(tiny, request)
 
 
 def test_a_prompt_longer_than_the_encoder(tiny: Side) -> None:
-    request = GenerationRequest("many words " * 40, 8, 64, 64, steps=2, sampler="euler", schedule="default")
+    request = Request("many words " * 40, 8, 64, 64, steps=2, sampler="euler", schedule="default")
     assert_equal_pictures(tiny, request)
     warnings = tiny.engine.submit(request).result().warnings
     assert len(warnings) == 1
@@ -142,10 +138,10 @@ def test_a_prompt_longer_than_the_encoder(tiny: Side) -> None:
 def test_full_size(tmp_path: Path) -> None:
     """v1.5's own architecture and tokenizer, on a picture small enough for two cores."""
     side = Side(tmp_path, FULL, clip_merges())
-    request = GenerationRequest(
+    request = Request(
         "a lighthouse at dusk", 9, 72, 64, negative_prompt="people", steps=2, sampler="euler_a", schedule="karras"
     )
     image = np.random.default_rng(2).integers(0, 256, (64, 72, 3), dtype=np.uint8)
     assert_equal_pictures(side, request)
-    assert_equal_pictures(side, GenerationRequest(**{**vars(request), "image": image, "strength": 0.5}))
+    assert_equal_pictures(side, Request(**{**vars(request), "image": image, "strength": 0.5}))
     side.engine.close()

@@ -1,16 +1,16 @@
 """Whole trajectories of every sampler beside diffusers' schedulers, on a smooth model of our own.
 
-`bench.reference_schedulers` says how diffusers is configured.
+`tests.support.reference_schedulers` says how diffusers is configured.
 """
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.reference_schedulers import reference_scheduler
 from sd_core.sampling.noise import CPUNoise
 from sd_core.sampling.registry import SOLVERS
 from sd_core.sampling.schedule import tail
+from tests.support.reference_schedulers import reference_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd_core.contracts import Conditioning, Sampling, UNetCall, UNetRows
 from sd_core.pipeline.guidance import guided
+from sd_core.work import Conditioning, Sampling, UNetCall, UNetRows
 
 CONDITIONING = Conditioning(positive=torch.ones(1, 3, 2), negative=torch.zeros(1, 3, 2))
 LATENTS = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sd_core.contracts import NotFinite
+from sd_core.errors import NotFinite
 from sd_core.pipeline.images import Drawn, to_pixels
 
 

@@ -7,18 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd_core.contracts import MAX_SEED, Conditioning, Decode, Encode, GenerationRequest, UNetRows, Work
 from sd_core.pipeline.images import to_pixels
 from sd_core.pipeline.picture import picture
+from sd_core.request import MAX_SEED, Request
 from sd_core.sampling.noise import CPUNoise
+from sd_core.work import Conditioning, Decode, Encode, UNetRows, Work
 
 CPU = torch.device("cpu")
 SHAPE = (1, 4, 3, 2)
-REQUEST = GenerationRequest("p", seed=11, width=16, height=24, steps=5, sampler="euler_a", schedule="default")
+REQUEST = Request("p", seed=11, width=16, height=24, steps=5, sampler="euler_a", schedule="default")
 CONDITIONING = Conditioning(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2))
 
 
-def make(request: GenerationRequest) -> tuple[list[Work], Tensor]:
+def make(request: Request) -> tuple[list[Work], Tensor]:
     """Runs a picture on networks that see nothing but noise; the encoder's latents are 5 plus its noise."""
     pixels = None if request.image is None else to_pixels(request.image, CPU)
     making = picture(request, CONDITIONING, CPUNoise(request.seed, SHAPE, CPU), pixels)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sd_core.contracts import ModelError
+from sd_core.errors import ModelError
 from sd_core.pipeline.preview import LATENT_TO_RGB, METADATA_KEY, latent_to_rgb_of, preview
 
 

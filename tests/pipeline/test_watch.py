@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd_core.contracts import Sampling
 from sd_core.pipeline.watch import watched
 from sd_core.sampling.registry import SOLVERS
 from sd_core.sampling.schedule import karras_sigmas
+from sd_core.work import Sampling
 
 SIGMAS = karras_sigmas(4)
 

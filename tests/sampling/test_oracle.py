@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd_core.contracts import Sampling, UNetCall
 from sd_core.sampling.noise import CPUNoise
 from sd_core.sampling.registry import SOLVERS
 from sd_core.sampling.schedule import tail
+from sd_core.work import Sampling, UNetCall
 
 SHAPE = (1, 4, 6, 10)
 CPU = torch.device("cpu")

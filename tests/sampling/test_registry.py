@@ -1,6 +1,6 @@
 import pytest
 
-from sd_core.contracts import InvalidRequest
+from sd_core.errors import InvalidRequest
 from sd_core.sampling.registry import (
     SOLVERS,
     a1111_label,

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from bench.stand_in import PlatformStandIn, platform
+from tests.support.platform import PlatformStandIn, platform
 
 JOBS = int(os.environ.get("SOAK_JOBS", "60"))
 CONCURRENCY = 6

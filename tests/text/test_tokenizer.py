@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer as ReferenceTokenizer
 
-from sd_core.contracts import ModelError
+from sd_core.errors import ModelError
 from sd_core.text.tokenizer import CLIPTokenizer
 
 

@@ -20,14 +20,15 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 
 from bench.loop import kill_family
-from bench.stand_in import PlatformStandIn, platform
-from sd_core.contracts import Busy, GenerationRequest, GenerationResult, Observe, Progress
+from sd_core.errors import Busy
 from sd_core.models.clip import CLIPConfig, CLIPTextEncoder
 from sd_core.models.unet import UNet, UNetConfig
 from sd_core.models.vae import VAE, VAEConfig
+from sd_core.request import Observe, Progress, Request, Result
+from tests.support.platform import PlatformStandIn, platform
+from worker.api.job import Limits
 from worker.identity import ModelIdentity
-from worker.job import Service
-from worker.schema import Limits
+from worker.service import Service
 from worker.settings import Settings, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,16 +39,16 @@ class StandInEngine:
     """Draws plain pictures of its own: a gradient whose level depends on the seed. Records what it was asked."""
 
     def __init__(self) -> None:
-        self.requests: list[GenerationRequest] = []
+        self.requests: list[Request] = []
         self.error: BaseException | None = None
         self.hangs = False
-        self.hanging: Future[GenerationResult] = Future()
+        self.hanging: Future[Result] = Future()
         self.asked = threading.Event()
         self.observers: list[Observe | None] = []
         self.full = False
         self.failure: Exception | None = None
 
-    def submit(self, request: GenerationRequest, observe: Observe | None = None) -> Future[GenerationResult]:
+    def submit(self, request: Request, observe: Observe | None = None) -> Future[Result]:
         if self.full:
             raise Busy("enough jobs wait already")
         self.requests.append(request)
@@ -55,17 +56,17 @@ class StandInEngine:
         self.asked.set()
         if self.hangs:
             return self.hanging
-        future: Future[GenerationResult] = Future()
+        future: Future[Result] = Future()
         if self.error is not None:
             future.set_exception(self.error)
         else:
             future.set_result(self.drawn(request))
         return future
 
-    def drawn(self, request: GenerationRequest) -> GenerationResult:
+    def drawn(self, request: Request) -> Result:
         images = [gradient(request.width, request.height, seed) for seed in request.seeds]
         timings = {"queue": 0.5, "encode": 1.25, "denoise": 20.0, "decode": 3.0}
-        return GenerationResult(images, request.seeds, timings, ["drawn by a stand-in"])
+        return Result(images, request.seeds, timings, ["drawn by a stand-in"])
 
     def tell(self, step: int) -> None:
         """Of a step that the last job has done, where somebody observes."""

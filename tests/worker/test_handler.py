@@ -15,9 +15,9 @@ import pytest
 import requests
 from PIL import Image
 
-from bench.stand_in import KEY, POD, PlatformStandIn
-from tests.worker import breaking
-from tests.worker.pictures import picture_of
+from tests.support import breaking
+from tests.support.pictures import picture_of
+from tests.support.platform import KEY, POD, PlatformStandIn
 
 ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[..., Any]

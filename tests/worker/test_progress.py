@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd_core.contracts import Observe, Progress
+from sd_core.request import Observe, Progress
 from worker import progress as progressing
 from worker.progress import reporting
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sd_core.contracts import GenerationRequest
-from sd_core.engine import packages
+from sd_core.engine import aot as packages
 from sd_core.engine.graphs import Bucket, Step
 from sd_core.models.unet import UNet
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.request import Request
 from worker import startup
 from worker.identity import ModelIdentity
 from worker.settings import Settings, read_settings
@@ -191,7 +191,7 @@ def test_a_started_worker_draws(tmp_path: Path, tiny_weights: Path) -> None:
     service = start(read(tmp_path, SD_WEIGHTS=str(tiny_weights.parent), SD_DEVICE="cpu", SD_MAX_PIXELS="8192"))
     assert (service.limits.native_size, service.limits.max_pixels) == (64, 8192)
     assert service.model.name == "tiny"
-    result = service.engine.submit(GenerationRequest("a cat", 1, 64, 72, steps=1)).result()
+    result = service.engine.submit(Request("a cat", 1, 64, 72, steps=1)).result()
     assert result.images[0].shape == (72, 64, 3)
     service.engine.close()
 

@@ -1,0 +1,47 @@
+"""The errors that a reader can act on."""
+
+
+class SDError(Exception):
+    """An error that its reader can act on. `code` is the contract's error code of a job that ends with it."""
+
+    code = "internal"
+
+
+class InvalidRequest(SDError):
+    """A job asks for something that does not exist or lies outside the limits."""
+
+    code = "invalid_input"
+
+
+class InvalidImage(SDError):
+    """A job's picture cannot be had, read or used."""
+
+    code = "invalid_image"
+
+
+class OutOfMemory(SDError):
+    """A job does not fit into the device's memory even alone."""
+
+    code = "out_of_memory"
+
+
+class Busy(SDError):
+    """As many jobs wait already as the engine lets wait."""
+
+    code = "busy"
+
+
+class Broken(SDError):
+    """The engine has failed for good; the process can only be started anew."""
+
+
+class NotFinite(SDError):
+    """The networks computed infinities or not-a-numbers, which are no picture."""
+
+
+class DeviceError(SDError):
+    """A device or dtype that does not exist, or that torch cannot use on this machine."""
+
+
+class ModelError(SDError):
+    """A checkpoint or tokenizer file is missing, broken, or of an architecture that this core does not draw."""

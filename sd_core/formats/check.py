@@ -1,0 +1,96 @@
+"""Whether a checkpoint holds exactly the tensors that its architecture asks for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from sd_core.errors import ModelError
+from sd_core.formats.detect import Architecture
+from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, show, show_some
+from sd_core.models.clip import CLIPTextEncoder
+from sd_core.models.unet import UNet
+from sd_core.models.vae import VAE
+
+
+class _WithoutInitialization(TorchFunctionMode):
+    """Leaves new parameters as they are: on the meta device, random numbers would first import a compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def meta_networks(architecture: Architecture) -> tuple[CLIPTextEncoder, UNet, VAE]:
+    """The three networks without memory: parameters on the meta device, neither allocated nor initialized."""
+    with torch.device("meta"), _WithoutInitialization():
+        return CLIPTextEncoder(architecture.text), UNet(architecture.unet), VAE(architecture.vae)
+
+
+def networks_shapes(text_encoder: nn.Module, unet: nn.Module, vae: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape of every tensor of the three networks."""
+    networks = ((TEXT_PREFIX, text_encoder), (UNET_PREFIX, unet), (VAE_PREFIX, vae))
+    return {
+        prefix + name: tuple(tensor.shape)
+        for prefix, network in networks
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape of every tensor that a file of this architecture holds, extras aside."""
+    return networks_shapes(*meta_networks(architecture))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the tensors found differ from those expected; `misshaped` holds (name, found, expected)."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misshaped)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing)} missing ({show_some(self.missing)})")
+        if self.unexpected:
+            parts.append(f"{len(self.unexpected)} unexpected ({show_some(self.unexpected)})")
+        if self.misshaped:
+            name, found, expected = self.misshaped[0]
+            first = f"{show(name)} is {list(found)}, not {list(expected)}"
+            parts.append(f"{len(self.misshaped)} of another shape ({first})")
+        return "tensors differ from the architecture's: " + "; ".join(parts)
+
+
+def compare(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> Difference:
+    """The difference between two sets of canonical names and shapes, in the order of their names."""
+    return Difference(
+        missing=tuple(sorted(expected.keys() - found.keys())),
+        unexpected=tuple(sorted(found.keys() - expected.keys())),
+        misshaped=tuple(
+            (name, found[name], expected[name])
+            for name in sorted(found.keys() & expected.keys())
+            if found[name] != expected[name]
+        ),
+    )
+
+
+def require_equal(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """ModelError that names the first few missing, unexpected and misshaped tensors."""
+    if difference := compare(found, expected):
+        raise ModelError(str(difference))

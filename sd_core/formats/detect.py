@@ -1,0 +1,214 @@
+"""The architecture of a checkpoint, read from the shapes of its tensors."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sd_core.errors import ModelError
+from sd_core.formats import foreign
+from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, canonical_names
+from sd_core.models.clip import CLIPConfig
+from sd_core.models.layers import NORM_GROUPS
+from sd_core.models.unet import UNetConfig
+from sd_core.models.vae import VAEConfig
+
+NATIVE_SIZE_KEY = "sd_core.native_size"
+NUM_HEADS_KEY = "sd_core.num_heads"
+TEXT_HEADS_KEY = "sd_core.text_heads"
+PREDICTION_TYPE_KEY = "sd_core.prediction_type"
+SCALE_FACTOR_KEY = "sd_core.scale_factor"
+OVERRIDES = (NATIVE_SIZE_KEY, NUM_HEADS_KEY, TEXT_HEADS_KEY, PREDICTION_TYPE_KEY, SCALE_FACTOR_KEY)
+"""Metadata that says what shapes cannot tell."""
+
+_LARGEST = 2**20
+"""No dimension of a v1.x network comes near this; larger ones would only overflow further on."""
+_MOST = 100
+"""No list of modules of a v1.x network is longer; building endless ones would only take endless time."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is needed to build the three networks. `native_size` is in pixels, the side of a square."""
+
+    text: CLIPConfig
+    unet: UNetConfig
+    vae: VAEConfig
+    native_size: int = 512
+    prediction_type: str = "epsilon"
+
+
+def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> Architecture:
+    """The architecture of a v1.x checkpoint, from its tensors' names and shapes and the file's metadata.
+
+    ModelError where the file is of another kind, which is named, or lacks what tells its architecture.
+    """
+    foreign.refuse(shapes)
+    names = canonical_names(shapes)
+    weights = {name: shapes[stored] for name, stored in names.items()}
+    unet = _unet(_Shapes("the UNet", UNET_PREFIX, weights), metadata)
+    if unet.context_dim in foreign.CONTEXT_WIDTHS:
+        kind = foreign.CONTEXT_WIDTHS[unet.context_dim]
+        raise ModelError(
+            f"not a Stable Diffusion v1.x checkpoint: it is {kind} "
+            f"(its UNet attends to hidden states of width {unet.context_dim})"
+        )
+    text = _text(_Shapes("the text encoder", TEXT_PREFIX, weights), metadata)
+    vae = _vae(_Shapes("the VAE", VAE_PREFIX, weights), metadata)
+    if text.width != unet.context_dim:
+        raise ModelError(
+            f"the UNet attends to hidden states of width {unet.context_dim}, but the text encoder makes {text.width}"
+        )
+    return Architecture(text, unet, vae, _native_size(metadata), _prediction_type(metadata))
+
+
+def require_drawable(architecture: Architecture) -> None:
+    """ModelError where the checkpoint can be described but today's pipeline cannot draw with it."""
+    taken, made = architecture.unet.in_channels, architecture.unet.out_channels
+    latent = architecture.vae.z_channels
+    if taken == 2 * latent + 1:
+        raise ModelError(
+            f"this is an inpainting checkpoint (its UNet takes {taken} channels); "
+            f"only checkpoints whose UNet takes the {latent} latent channels alone can be drawn with"
+        )
+    if (taken, made) != (latent, latent):
+        raise ModelError(
+            f"the UNet takes {taken} channels and makes {made}, but the VAE's latents have {latent}: "
+            "such a checkpoint (instruct-pix2pix, depth) cannot be drawn with"
+        )
+
+
+class _Shapes:
+    """The shapes below one prefix, asked for by the names of the network's module."""
+
+    def __init__(self, network: str, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.network, self.prefix = network, prefix
+        self.shapes = {
+            name.removeprefix(prefix): tuple(shape) for name, shape in shapes.items() if name.startswith(prefix)
+        }
+        if not self.shapes:
+            hint = "; `python -m builder convert SRC DST --vae FILE` adds one" if prefix == VAE_PREFIX else ""
+            raise ModelError(f"the file lacks {network} (no name begins with {prefix}){hint}")
+
+    def dim(self, name: str, axis: int, rank: int) -> int:
+        shape = self.shapes.get(name)
+        if shape is None:
+            raise ModelError(f"{self.network} lacks {self.prefix}{name}, which tells its architecture")
+        if len(shape) != rank or not all(0 < size <= _LARGEST for size in shape):
+            raise ModelError(f"{self.prefix}{name} has the shape {list(shape)}, which no v1.x network has")
+        return shape[axis]
+
+    def width(self, name: str) -> int:
+        """The channels that a convolution makes; group normalization asks them to be a multiple of 32."""
+        width = self.dim(name, 0, 4)
+        if width % NORM_GROUPS:
+            raise ModelError(f"{self.prefix}{name} makes {width} channels, not a multiple of {NORM_GROUPS}")
+        return width
+
+    def indices(self, pattern: str) -> set[int]:
+        """The numbers that the pattern's one group matches at the start of names."""
+        regex = re.compile(pattern)
+        return {int(match[1]) for name in self.shapes if (match := regex.match(name))}
+
+    def count(self, prefix: str) -> int:
+        """How many entries a list of modules has: numbers from 0 without a gap, whatever lies beyond."""
+        found = self.indices(rf"{re.escape(prefix)}\.(\d{{1,6}})\.")
+        if len(found) > _MOST:
+            raise ModelError(f"{self.network} has {len(found)} entries in {self.prefix}{prefix}: not a v1.x network")
+        return next(number for number in range(len(found) + 1) if number not in found)
+
+
+def _unet(shapes: _Shapes, metadata: Mapping[str, str]) -> UNetConfig:
+    blocks = shapes.count("input_blocks")
+    downsamples = sorted(shapes.indices(r"input_blocks\.(\d{1,6})\.0\.op\."))
+    # A level is its residual blocks and the downsample after them; block 0 is the first convolution.
+    stride = downsamples[0] if downsamples else blocks
+    if stride < 2:
+        raise ModelError("the UNet has no residual blocks before its first downsample: not a v1.x network")
+    firsts = [1 + level * stride for level in range(len(downsamples) + 1)]
+    channels = tuple(shapes.width(f"input_blocks.{first}.0.out_layers.3.weight") for first in firsts)
+    attends = shapes.indices(r"input_blocks\.(\d{1,6})\.1\.")
+    levels = tuple(level for level, first in enumerate(firsts) if attends & set(range(first, first + stride - 1)))
+    heads = _positive(metadata, NUM_HEADS_KEY, UNetConfig.num_heads)
+    for width in {channels[level] for level in levels} | {channels[-1]}:
+        if width % heads:
+            raise ModelError(
+                f"the UNet's width {width} does not divide into {heads} heads; metadata {NUM_HEADS_KEY} sets them"
+            )
+    return UNetConfig(
+        in_channels=shapes.dim("input_blocks.0.0.weight", 1, 4),
+        out_channels=shapes.dim("out.2.weight", 0, 4),
+        channels=channels,
+        num_res_blocks=stride - 1,
+        attention_levels=levels,
+        context_dim=shapes.dim("middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1, 2),
+        num_heads=heads,
+    )
+
+
+def _text(shapes: _Shapes, metadata: Mapping[str, str]) -> CLIPConfig:
+    tokens = "text_model.embeddings.token_embedding.weight"
+    width = shapes.dim(tokens, 1, 2)
+    heads = _positive(metadata, TEXT_HEADS_KEY, max(1, width // 64))
+    if width % heads:
+        raise ModelError(
+            f"the text encoder's width {width} does not divide into {heads} heads; metadata {TEXT_HEADS_KEY} sets them"
+        )
+    return CLIPConfig(
+        vocab_size=shapes.dim(tokens, 0, 2),
+        max_length=shapes.dim("text_model.embeddings.position_embedding.weight", 0, 2),
+        width=width,
+        layers=shapes.count("text_model.encoder.layers"),
+        heads=heads,
+        mlp_width=shapes.dim("text_model.encoder.layers.0.mlp.fc1.weight", 0, 2),
+    )
+
+
+def _vae(shapes: _Shapes, metadata: Mapping[str, str]) -> VAEConfig:
+    levels = shapes.count("encoder.down")
+    if not levels:
+        raise ModelError(f"the VAE lacks {VAE_PREFIX}encoder.down.0, which tells its architecture")
+    return VAEConfig(
+        in_channels=shapes.dim("encoder.conv_in.weight", 1, 4),
+        z_channels=shapes.dim("post_quant_conv.weight", 0, 4),
+        channels=tuple(shapes.width(f"encoder.down.{level}.block.0.conv1.weight") for level in range(levels)),
+        num_res_blocks=shapes.count("encoder.down.0.block"),
+        scale_factor=_scale_factor(metadata),
+    )
+
+
+def _positive(metadata: Mapping[str, str], key: str, default: int) -> int:
+    text = metadata.get(key)
+    if text is None:
+        return default
+    if not re.fullmatch(r"[1-9]\d{0,5}", text, re.ASCII):
+        raise ModelError(f"metadata {key} is {text[:40]!r}, not a positive whole number")
+    return int(text)
+
+
+def _native_size(metadata: Mapping[str, str]) -> int:
+    size = _positive(metadata, NATIVE_SIZE_KEY, Architecture.native_size)
+    if size % 8 or not 64 <= size <= 2048:
+        raise ModelError(f"metadata {NATIVE_SIZE_KEY} is {size}; pictures are multiples of 8 from 64 to 2048 pixels")
+    return size
+
+
+def _scale_factor(metadata: Mapping[str, str]) -> float:
+    text = metadata.get(SCALE_FACTOR_KEY, str(VAEConfig.scale_factor))
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not (math.isfinite(factor) and factor > 0):
+        raise ModelError(f"metadata {SCALE_FACTOR_KEY} is {text[:40]!r}, not a positive number")
+    return factor
+
+
+def _prediction_type(metadata: Mapping[str, str]) -> str:
+    predicted = metadata.get(PREDICTION_TYPE_KEY, Architecture.prediction_type)
+    if predicted != Architecture.prediction_type:
+        raise ModelError(
+            f"metadata {PREDICTION_TYPE_KEY} is {predicted[:40]!r}: only networks that predict the noise "
+            f"({Architecture.prediction_type!r}) can be drawn with"
+        )
+    return predicted

@@ -1,0 +1,110 @@
+"""A safetensors checkpoint -> the three networks, ready to run."""
+
+import os
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from sd_core.errors import ModelError
+from sd_core.formats.check import meta_networks, networks_shapes, require_equal
+from sd_core.formats.detect import Architecture, detect, require_drawable
+from sd_core.formats.files import TensorFile, open_safetensors
+from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, canonical_names, show
+from sd_core.formats.parallel import read_parallel
+from sd_core.models.clip import CLIPTextEncoder
+from sd_core.models.pack import pack
+from sd_core.models.unet import UNet
+from sd_core.models.vae import VAE
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of one checkpoint in evaluation mode, and what its file says of itself."""
+
+    text_encoder: CLIPTextEncoder
+    unet: UNet
+    vae: VAE
+    architecture: Architecture
+    metadata: dict[str, str]
+
+
+def load_networks(path: Path, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Networks:
+    """The networks of a v1.x `.safetensors`, every weight on `device` in `dtype`.
+
+    With `packed` they are laid out for the device (`sd_core.models.pack`): weights that their layers pack stay as they
+    are stored until then.
+
+    On the CPU, tensors that may stay as the file stores them are views of the memory map (private, copy on write):
+    they become resident as they are first used, and the file may be replaced by a rename but not written in
+    place. All others are read and cast one by one, so that no more than one tensor is ever held twice. A GPU is
+    given the tensors as they are stored, several at a time, and casts them itself.
+    ModelError where the file is missing, damaged, of another kind, or its tensors are not exactly those of
+    its architecture.
+    """
+    with open_safetensors(path) as file:
+        try:
+            architecture, names = _understand(file)
+            text_encoder, unet, vae = meta_networks(architecture)
+            found = {name: file.tensors[stored].shape for name, stored in names.items()}
+            require_equal(found, networks_shapes(text_encoder, unet, vae))
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
+        networks = {TEXT_PREFIX: text_encoder, UNET_PREFIX: unet, VAE_PREFIX: vae}
+        kept: set[str] = set()
+        if packed:
+            for prefix, network in networks.items():
+                kept.update(prefix + name for name in pack(network, device, dtype))
+        if device.type == "cuda":
+            entries = {name: file.tensors[stored] for name, stored in names.items()}
+            tensors = {name: tensor.to(dtype) for name, tensor in read_parallel(path, entries, device).items()}
+        else:
+            tensors = _read(file, names, kept, device, dtype)
+        metadata = dict(file.metadata)
+    for prefix, network in networks.items():
+        _assign(network, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    return Networks(text_encoder, unet, vae, architecture, metadata)
+
+
+def _understand(file: TensorFile) -> tuple[Architecture, dict[str, str]]:
+    """The architecture, and canonical name -> stored name of its tensors."""
+    architecture = detect(file.shapes, file.metadata)
+    require_drawable(architecture)
+    names = canonical_names(file.tensors)
+    for stored in names.values():
+        kind = file.tensors[stored].dtype
+        if not kind.is_floating_point:
+            raise ModelError(f"{show(stored)} holds {kind}, not floating-point numbers")
+    return architecture, names
+
+
+def _read(
+    file: TensorFile, names: dict[str, str], kept: Set[str], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The tensors by canonical name, in `dtype` but those `kept` as they are stored."""
+    if hasattr(os, "posix_fadvise"):
+        # The kernel then fetches the file in one go: a network volume serves that far faster than pages.
+        os.posix_fadvise(file.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    cast = {name for name, stored in names.items() if name not in kept and file.tensors[stored].dtype != dtype}
+    # One buffer for all: allocating each anew would leave the heap in pieces between the results.
+    largest = max((file.tensors[names[name]].span_bytes for name in cast), default=0)
+    scratch = torch.empty(largest, dtype=torch.uint8)
+    tensors: dict[str, Tensor] = {}
+    with safe_open(file.path, framework="pt", device="cpu") as mapped:
+        for name, stored in names.items():
+            # A cast of a view would leave the map's pages resident beside its result, so those are read.
+            if name in cast:
+                tensor = file.read(stored, scratch).to(device, dtype)
+            else:
+                tensor = mapped.get_tensor(stored).to(device)
+            # Old writers did not pad their header, so a view may lie across element boundaries.
+            tensors[name] = tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
+    return tensors
+
+
+def _assign(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    network.load_state_dict(tensors, strict=True, assign=True)
+    network.requires_grad_(requires_grad=False).eval()

@@ -1,0 +1,65 @@
+"""diffusers' schedulers, configured so that they follow the conventions of our samplers.
+
+`ddpm` and `ddim` need only their options: leading spacing, offset 1, no clipping; fixed_small variance, and a final
+alpha of alphas_cumprod[0]. Its sigma schedulers round timesteps or interpolate sigmas linearly, so they are handed
+k-diffusion's grid, with its fractional timesteps, in place of their own.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
+
+from sd_core.sampling.registry import SOLVERS
+from sd_core.sampling.schedule import v1_schedule
+from tests.support.reference import V1_SCHEDULE
+
+OFFSET = {**V1_SCHEDULE, "steps_offset": 1}  # without it the pipelines warn, whatever the grid
+LEADING = {**OFFSET, "timestep_spacing": "leading", "clip_sample": False}
+
+
+def reference_scheduler(solver: str, schedule: str, steps: int) -> Any:
+    """The scheduler that `solver` is compared with, laid out for `steps` steps; it keeps that grid when set again."""
+    scheduler = _scheduler(solver)
+    scheduler.set_timesteps(steps)
+    if SOLVERS[solver].variance_preserving:
+        return scheduler
+    sigmas = SOLVERS[solver].schedules[schedule](steps)
+    grid = torch.tensor(sigmas)
+    timesteps = torch.tensor([v1_schedule().timestep(sigma) for sigma in sigmas[:-1]])
+    if solver == "heun":  # it lists both calls of a step
+        timesteps = torch.cat([timesteps[:1], timesteps[1:].repeat_interleave(2)])
+        grid = torch.cat([grid[:1], grid[1:-1].repeat_interleave(2), grid[-1:]])
+    lay_out = scheduler.set_timesteps
+
+    def set_timesteps(count: int, device: Any = None) -> None:
+        lay_out(count, device=device)
+        scheduler.timesteps, scheduler.sigmas = timesteps, grid
+
+    scheduler.set_timesteps = set_timesteps
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def _scheduler(solver: str) -> Any:
+    match solver:
+        case "ddpm":
+            return DDPMScheduler(**LEADING, variance_type="fixed_small")
+        case "ddim":
+            return DDIMScheduler(**LEADING, set_alpha_to_one=False)
+        case "euler":
+            return EulerDiscreteScheduler(**OFFSET)
+        case "euler_a":
+            return EulerAncestralDiscreteScheduler(**OFFSET)
+        case "heun":
+            return HeunDiscreteScheduler(**OFFSET)
+        case "dpmpp_2m":
+            return DPMSolverMultistepScheduler(**OFFSET, final_sigmas_type="zero")
+    raise KeyError(f"no reference for the sampler {solver}: add one")

@@ -1,0 +1,187 @@
+"""The HTTP server on the loopback interface, with the stand-in engine behind it."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from typing import Any
+
+import pytest
+import requests
+import uvicorn
+
+from worker.doors import http as serve
+from worker.doors.http import create_app
+from worker.service import Service
+from worker.startup import StartupError
+
+
+@contextmanager
+def serving(load: Callable[[], Service], max_jobs: int = 64) -> Iterator[str]:
+    stopped = threading.Event()
+    server = uvicorn.Server(uvicorn.Config(create_app(load, stopped.set, max_jobs), port=0, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def url(service: Service) -> Iterator[str]:
+    with serving(lambda: service) as url:
+        yield url
+
+
+def post(url: str, body: bytes | str, content_type: str | None = "application/json") -> requests.Response:
+    headers = {} if content_type is None else {"Content-Type": content_type}
+    return requests.post(f"{url}/inference", data=body, headers=headers, timeout=30)
+
+
+def assert_failure(response: requests.Response, status: int, reason: str) -> None:
+    body = response.json()
+    assert response.status_code == status
+    assert {*body} == {"error", "error_code", "message", "uid"}
+    assert body["error"].startswith(f"{body['error_code']}: ")
+    assert reason in body["error"]
+    assert "detail" not in body
+
+
+def test_a_job_is_flat_in_the_body(url: str) -> None:
+    response = requests.post(f"{url}/inference", json={"prompt": "a cat", "seed": 4, "uid": "u"}, timeout=30)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert (body["message"], body["uid"], body["seed"]) == ("success", "u", 4)
+
+
+def test_json_without_a_content_type_and_of_a_kind_of_json(url: str) -> None:
+    body = json.dumps({"prompt": "x"})
+    assert post(url, body, None).status_code == 200
+    assert post(url, body, "application/vnd.api+json; charset=utf-8").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('{"prompt": ', "body: is not JSON"),
+        ("", "body: is not JSON"),
+        (b"\xff\xfe\x00", "body: is not JSON"),
+        ("[" * 100_000, "body: is not JSON"),
+        ('{"steps": ' + "9" * 5_000 + "}", "body: is not JSON"),
+        ("null", "input: is missing"),
+        ("[]", "a list is not an object"),
+        ('"x"', "'x' is not an object"),
+        ("{}", "prompt: is required"),
+        ('{"prompt": "x", "steps": 0}', "steps: 0"),
+        ('{"prompt": "x", "scale": NaN}', "scale: nan"),
+        ('{"prompt": "\\ud800"}', "not valid Unicode"),
+        ('{"prompt": "x", "image": "not base64!!"}', "image:"),
+        ('{"input": {"prompt": "x"}}', "input: unknown field"),
+    ],
+)
+def test_bad_input_is_a_400_with_the_failure(url: str, body: Any, reason: str) -> None:
+    assert_failure(post(url, body), 400, reason)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data", "x"]
+)
+def test_another_content_type_is_refused(url: str, content_type: str) -> None:
+    assert_failure(post(url, '{"prompt": "x"}', content_type), 400, "is not JSON; send the header")
+
+
+def test_the_body_is_limited_whether_or_not_its_length_is_declared(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "MAX_BODY_BYTES", 1000)
+    assert_failure(post(url, "x" * 1001), 413, "over the limit of 1,000 bytes")
+    chunks = (b"x" * 300 for _ in range(5))
+    response = requests.post(f"{url}/inference", data=chunks, headers={"Content-Type": "application/json"}, timeout=30)
+    assert_failure(response, 413, "over the limit of 1,000 bytes")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/inference", 405), ("POST", "/ping", 405), ("GET", "/", 404), ("GET", "/docs", 404)],
+)
+def test_what_is_not_there_is_a_failure_too(url: str, method: str, path: str, status: int) -> None:
+    assert_failure(requests.request(method, url + path, timeout=30), status, "there are POST /inference and GET /ping")
+
+
+def test_an_internal_error_is_a_500(url: str, engine: Any) -> None:
+    engine.error = RuntimeError("s3cret")
+    response = post(url, '{"prompt": "x"}')
+    assert_failure(response, 500, "internal: ")
+    assert "s3cret" not in response.text
+
+
+def test_a_full_engine_is_a_503_that_says_when_to_come_again(url: str, engine: Any) -> None:
+    engine.full = True
+    response = post(url, '{"prompt": "x"}')
+    assert_failure(response, 503, "busy: enough jobs wait already")
+    assert int(response.headers["Retry-After"]) >= 1
+    engine.full = False
+    assert post(url, '{"prompt": "x"}').status_code == 200
+
+
+def test_more_requests_than_jobs_are_held_are_refused_before_their_bodies_are_read(
+    service: Service, engine: Any
+) -> None:
+    engine.hangs = True
+    with serving(lambda: service, max_jobs=1) as url, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, url, '{"prompt": "x"}')
+        assert engine.asked.wait(30)
+        connection = HTTPConnection(url.removeprefix("http://"), timeout=30)
+        connection.request("POST", "/inference", headers={"Content-Type": "application/json", "Content-Length": "9"})
+        refused = connection.getresponse()
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+        assert b"busy: 1 requests are under way already" in refused.read()
+        connection.close()
+        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        assert first.result().status_code == 200
+        engine.hangs = False
+        assert post(url, '{"prompt": "x"}').status_code == 200
+
+
+def test_ping_tells_when_the_model_is_loaded_and_jobs_wait_for_it(service: Service) -> None:
+    loaded = threading.Event()
+
+    def load() -> Service:
+        loaded.wait()
+        return service
+
+    with serving(load) as url:
+        assert requests.get(f"{url}/ping", timeout=30).status_code == 204
+        answers: list[int] = []
+        waiting = threading.Thread(target=lambda: answers.append(post(url, '{"prompt": "x"}').status_code))
+        waiting.start()
+        assert_failure(post(url, "{"), 400, "is not JSON")
+        loaded.set()
+        waiting.join()
+        assert answers == [200]
+        assert requests.get(f"{url}/ping", timeout=30).status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_is_never_ready() -> None:
+    def load() -> Service:
+        raise StartupError("no model")
+
+    with serving(load) as url:
+        assert_failure(post(url, '{"prompt": "x"}'), 500, "could not start")
+        assert requests.get(f"{url}/ping", timeout=30).status_code == 204
+
+
+def test_a_client_that_hangs_up_cancels_its_job(url: str, engine: Any) -> None:
+    engine.hangs = True
+    with pytest.raises(requests.ReadTimeout):
+        requests.post(f"{url}/inference", json={"prompt": "x"}, timeout=0.5)
+    assert engine.asked.wait(10)
+    deadline = time.monotonic() + 10
+    while not engine.hanging.cancelled() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert engine.hanging.cancelled()

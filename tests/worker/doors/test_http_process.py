@@ -1,0 +1,73 @@
+"""`python -m worker serve` in a process of its own, with tiny random weights."""
+
+import base64
+import io
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import requests
+from PIL import Image
+
+from tests.support import breaking
+
+Start = Callable[..., Any]
+
+
+def pings_until_ready(worker: Any, url: str) -> list[int]:
+    """The statuses that came."""
+    seen: list[int] = []
+
+    def ready() -> bool:
+        try:
+            seen.append(requests.get(f"{url}/ping", timeout=5).status_code)
+        except requests.ConnectionError:
+            return False
+        return seen[-1] == 200
+
+    worker.wait_for(ready)
+    return seen
+
+
+def test_the_server_loads_draws_and_stops(start_worker: Start, free_port: int) -> None:
+    worker = start_worker("-m", "worker", "serve", PORT=str(free_port))
+    url = f"http://127.0.0.1:{free_port}"
+    assert set(pings_until_ready(worker, url)) <= {204, 200}
+    response = requests.post(f"{url}/inference", json={"prompt": "a s3cret", "steps": 2, "height": 72}, timeout=300)
+    assert response.status_code == 200
+    with Image.open(io.BytesIO(base64.b64decode(response.json()["image"]))) as image:
+        assert image.size == (64, 72)
+    assert requests.post(f"{url}/inference", json={"prompt": ""}, timeout=300).status_code == 400
+    assert [line["outcome"] for line in worker.lines() if "outcome" in line] == ["success", "invalid_input"]
+    assert "s3cret" not in worker.printed
+    worker.end()
+    assert "Traceback" not in worker.printed
+
+
+def test_a_server_whose_engine_has_failed_answers_and_ends(start_worker: Start, free_port: int) -> None:
+    worker = start_worker("-c", breaking.SERVER, PORT=str(free_port))
+    url = f"http://127.0.0.1:{free_port}"
+    pings_until_ready(worker, url)
+    response = requests.post(f"{url}/inference", json={"prompt": "x", "steps": 2}, timeout=300)
+    assert (response.status_code, response.json()["error_code"]) == (500, "internal")
+    assert worker.exit_code() == -signal.SIGTERM
+
+
+def test_a_server_without_a_model_ends_with_one_message(start_worker: Start, free_port: int, tmp_path: Any) -> None:
+    worker = start_worker("-m", "worker", "serve", PORT=str(free_port), SD_WEIGHTS=str(tmp_path / "nowhere"))
+    assert worker.exit_code() == 1
+    assert f"{tmp_path / 'nowhere'}: does not exist" in worker.printed
+    assert "Traceback" not in worker.printed
+
+
+def test_bad_settings_end_the_server_before_it_listens(start_worker: Start) -> None:
+    worker = start_worker("-m", "worker", "serve", PORT="http")
+    assert worker.exit_code() == 1
+    assert "PORT='http' is not a whole number" in worker.printed
+    assert "Traceback" not in worker.printed
+
+
+def test_without_a_command_there_is_only_help(start_worker: Start) -> None:
+    worker = start_worker("-m", "worker")
+    assert worker.exit_code() == 2
+    assert "serve" in worker.printed

@@ -1,0 +1,1 @@
+"""The form of a job and of its response: names, limits, words."""

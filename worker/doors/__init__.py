@@ -1,0 +1,1 @@
+"""The ways in: RunPod's queue and plain HTTP."""
