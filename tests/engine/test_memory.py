@@ -7,12 +7,12 @@ import psutil
 import pytest
 import torch
 
-from bench.memory import KINDS, peak_and_counted
 from sd_core.engine import memory
 from sd_core.engine.memory import Memory, free_bytes, pixels_of
 from sd_core.models.layers import Linear
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.work import Decode, Encode, UNetRows
+from tests.support.forward_memory import KINDS, peak_and_counted
 
 CPU = torch.device("cpu")
 
