@@ -99,7 +99,7 @@ def unet_difference(pair: Pair, height: int, width: int, timesteps: tuple[float,
     context = normal(len(timesteps), 77, config.context_dim, seed=1)
     reference = pair.unet(latents, times, context).sample
     assert 0.3 < reference.std() < 3, "these weights would hide mistakes: eps should have unit size"
-    return difference(pair.ours.unet(latents, times, context), reference)
+    return difference(pair.ours.unet(latents, times, pair.ours.unet.given(context)), reference)
 
 
 @torch.inference_mode()
