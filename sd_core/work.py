@@ -15,6 +15,36 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A solver's question: the clean latents in x = x0 + sigma * noise, (1, 4, h, w) float32.
+
+    `sigma` is the noise's standard deviation relative to the signal, `step` counts from 0, and `call` counts the
+    calls of one step from 0.
+    """
+
+    x: Tensor
+    sigma: float
+    step: int
+    call: int = 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to a `Call`: the clean latents with guidance, and those of the negative prompt alone.
+
+    Both are (1, 4, h, w) float32. Without guidance they are equal, unless the solver declares that it reads
+    `x0_uncond`.
+    """
+
+    x0: Tensor
+    x0_uncond: Tensor
+
+
+Sampling = Generator[Call, Prediction, Tensor]
+"""A solver in progress: yields calls, receives predictions, returns the final latents as the VAE takes them."""
+
+
+@dataclass(frozen=True)
 class UNetCall:
     """A sampler's question: the noise (eps) in these latents.
 
@@ -58,9 +88,6 @@ class Decode:
 
 Work = UNetRows | Encode | Decode
 """What a picture asks of the networks; the runner stacks work of one kind into one forward."""
-
-Sampling = Generator[UNetCall, Tensor, Tensor]
-"""A sampler at work: asks for eps, returns latents."""
 
 Picture = Generator[Work, Tensor, Tensor]
 """A picture in the making: asks for work, returns pixels (1, 3, H, W)."""
