@@ -1,7 +1,8 @@
 """Euler, Euler ancestral and Heun.
 
-A step to sigma_next is written x0 + (x - x0) * (sigma_next / sigma). The usual x + (x - x0) / sigma * (sigma_next - sigma)
-is the same, but subtracts values of the size of x: with zero terminal SNR, sigma is up to 4,519.
+A step to sigma_next is written x0 + (x - x0) * (sigma_next / sigma). That is the usual
+x + (x - x0) / sigma * (sigma_next - sigma) without its subtraction of values as large as x: with zero terminal SNR,
+sigma is up to 4,519.
 """
 
 from itertools import pairwise
