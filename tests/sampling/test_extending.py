@@ -1,5 +1,6 @@
 """What the next samplers and schedules need, each added to a copy of the tables by one line."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from math import atan, sqrt, tan
@@ -14,7 +15,7 @@ from sd_core.sampling.names import Registry
 from sd_core.sampling.noise import CPUNoise, NoiseSource
 from sd_core.sampling.registry import REGISTRY, SCHEDULES, SOLVERS
 from sd_core.sampling.schedule import NoiseSchedule, Sigmas, SigmasOf, v1_schedule
-from sd_core.sampling.solver import Schedule, Solver, two_calls_a_step
+from sd_core.sampling.solver import NO_OPTIONS, Schedule, Solver, two_calls_a_step
 from sd_core.work import Call, Prediction, Sampling
 from tests.support.drive import drive
 
@@ -30,11 +31,13 @@ def with_schedules(**added: Schedule) -> Registry:
     return Registry(SOLVERS, {**SCHEDULES, **added}, REGISTRY.default)
 
 
-def run(solver: Solver, answer, steps: int = 5, options=None) -> tuple[Tensor, list[Call]]:
-    sigmas = solver.grid("default", v1_schedule(), steps)
+def run(
+    solver: Solver, answer: Callable[[Call], Prediction], options: Mapping[str, float] = NO_OPTIONS
+) -> tuple[Tensor, list[Call]]:
+    sigmas = solver.grid("default", v1_schedule(), 5)
     noise = CPUNoise(2, SHAPE, torch.device("cpu"))
     start = solver.noised(None, noise.draw(), sigmas[0])
-    return drive(solver.run(start, sigmas, noise, options or {}), answer)
+    return drive(solver.run(start, sigmas, noise, options), answer)
 
 
 def always_right(call: Call) -> Prediction:

@@ -7,8 +7,8 @@ import torch
 
 from sd_core.sampling.noise import CPUNoise
 from sd_core.sampling.registry import SOLVERS
-from sd_core.sampling.schedule import v1_schedule
-from sd_core.work import Prediction
+from sd_core.sampling.schedule import NoiseSchedule, v1_schedule
+from sd_core.work import Call, Prediction
 from tests.support.drive import drive
 
 SHAPE = (1, 4, 6, 10)
@@ -21,7 +21,9 @@ NOISE_SCHEDULES = [v1_schedule(), v1_schedule(zero_terminal_snr=True)]
 @pytest.mark.parametrize(("name", "schedule"), EVERY_SAMPLER)
 @pytest.mark.parametrize("steps", [1, 2, 7, 150])
 @pytest.mark.parametrize("strength", [None, 0.4, 1.0])
-def test_reaches_the_final_noise_level(noise_schedule, name: str, schedule: str, steps: int, strength) -> None:
+def test_reaches_the_final_noise_level(
+    noise_schedule: NoiseSchedule, name: str, schedule: str, steps: int, strength: float | None
+) -> None:
     solver = SOLVERS[name]
     sigmas = solver.grid(schedule, noise_schedule, steps, strength)
     x0 = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
@@ -65,7 +67,8 @@ def test_noise_levels_fall(name: str, schedule: str) -> None:
 
 @pytest.mark.parametrize(("name", "schedule"), EVERY_SAMPLER)
 @pytest.mark.parametrize(
-    ("steps", "strength", "kept"), [(10, 0.8, 8), (10, 1.0, 10), (10, 0.01, 1), (25, 0.5, 12), (1, 0.3, 1)]
+    ("steps", "strength", "kept"),
+    [(10, 0.8, 8), (10, 1.0, 10), (10, 0.01, 1), (25, 0.5, 12), (10, 0.69, 6), (1, 0.3, 1)],
 )
 def test_strength_keeps_the_last_steps(name: str, schedule: str, steps: int, strength: float, kept: int) -> None:
     solver = SOLVERS[name]
@@ -82,7 +85,7 @@ def test_x_is_not_changed_in_place(name: str, schedule: str) -> None:
     before = x.clone()
     shown = []
 
-    def answer(call) -> Prediction:
+    def answer(call: Call) -> Prediction:
         shown.append((call.x, call.x.clone()))
         return Prediction(torch.zeros(SHAPE), torch.zeros(SHAPE))
 

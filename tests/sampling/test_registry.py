@@ -15,6 +15,7 @@ from sd_core.sampling.registry import (
     sampler_names,
     schedule_names,
 )
+from sd_core.sampling.solver import Schedule, Solver
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_names_are_listed() -> None:
         ({}, {"a_karras": replace(SCHEDULES["karras"], label="A Karras")}),
     ],
 )
-def test_a_spelling_with_two_meanings_is_refused(solvers, schedules) -> None:
+def test_a_spelling_with_two_meanings_is_refused(solvers: dict[str, Solver], schedules: dict[str, Schedule]) -> None:
     with pytest.raises(ValueError, match="two meanings"):
         Registry({**SOLVERS, **solvers}, {**SCHEDULES, **schedules}, REGISTRY.default)
 
@@ -185,6 +186,6 @@ def test_a_spelling_with_two_meanings_is_refused(solvers, schedules) -> None:
         ({}, ("ddim", "karras")),
     ],
 )
-def test_a_default_that_cannot_be_followed_is_refused(solvers, default: tuple[str, str]) -> None:
+def test_a_default_that_cannot_be_followed_is_refused(solvers: dict[str, Solver], default: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="sampler ddim has no schedule 'karras'"):
         Registry({**SOLVERS, **solvers}, SCHEDULES, default)

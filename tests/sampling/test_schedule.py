@@ -7,6 +7,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from sd_core.sampling.schedule import (
     ZERO_SNR_ALPHA,
     NoiseSchedule,
+    SigmasOf,
     ddim_sigmas,
     ddpm_sigmas,
     karras_sigmas,
@@ -63,10 +64,11 @@ def test_uniform_visits_unrounded_timesteps() -> None:
     assert uniform_sigmas(V1, 4)[-1] == 0
 
 
-def test_karras_follows_the_papers_formula() -> None:
-    low, high = V1.sigmas[0], V1.sigmas[-1]
+@pytest.mark.parametrize("noise_schedule", [V1, HALF], ids=["v1", "half"])
+def test_karras_follows_the_papers_formula(noise_schedule: NoiseSchedule) -> None:
+    low, high = noise_schedule.sigmas[0], noise_schedule.sigmas[-1]
     expected = [(high ** (1 / 7) + i / 4 * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for i in range(5)]
-    assert karras_sigmas(V1, 5) == pytest.approx([*expected, 0])
+    assert karras_sigmas(noise_schedule, 5) == pytest.approx([*expected, 0])
 
 
 def test_leading_spacing_has_offset_one_and_its_own_end() -> None:
@@ -78,7 +80,12 @@ def test_leading_spacing_has_offset_one_and_its_own_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sigmas_of", "first"), [(uniform_sigmas, 499), (karras_sigmas, 499), (ddpm_sigmas, 376), (ddim_sigmas, 376)]
+    ("sigmas_of", "timesteps"),
+    [
+        (uniform_sigmas, [499, 499 * 2 / 3, 499 / 3, 0]),
+        (ddpm_sigmas, [376, 251, 126, 1]),
+        (ddim_sigmas, [376, 251, 126, 1]),
+    ],
 )
-def test_noise_levels_are_those_of_the_model_that_is_given(sigmas_of, first: int) -> None:
-    assert sigmas_of(HALF, 4)[0] == pytest.approx(HALF.sigmas[first])
+def test_noise_levels_are_those_of_the_model_that_is_given(sigmas_of: SigmasOf, timesteps: list[float]) -> None:
+    assert [HALF.timestep(sigma) for sigma in sigmas_of(HALF, 4)[:4]] == pytest.approx(timesteps, abs=0.01)
