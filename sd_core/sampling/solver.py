@@ -37,11 +37,11 @@ class Schedule:
 class Solver:
     """A sampler without its schedule.
 
-    `sample(x, sigmas, noise, **options)` is its generator. `options` are the names and defaults of the options that it
-    takes, `calls` tells from the sigmas how often it asks the model, and `strength` how image-to-image shortens its
-    grid. `aliases` are other tools' names; the id, A1111's label, a leading "K" and a trailing "Scheduler" need none.
-    `a1111_schedule` is what A1111 uses if only the label is given. A solver with `reads_uncond` needs the
-    unconditional prediction even where guidance is off.
+    `sample(x, sigmas, noise, **options)` is its generator; `options` holds the name and default of each option that it
+    takes. `calls(sigmas)` is the number of `Call`s that it makes, and `strength` the rule by which image-to-image
+    shortens its grid. `a1111_schedule` is the one that A1111 uses if only the label is given. `aliases` are other
+    tools' names as they write them; variants with a leading "K" or the word "Scheduler" need no entry. A solver that
+    `reads_uncond` needs the unconditional prediction even if guidance is off.
     """
 
     label: str  # as AUTOMATIC1111 shows it
