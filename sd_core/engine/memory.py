@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sd_core.device import DTYPES
-from sd_core.models.pack import bytes_to_pack
+from sd_core.layout.choose import bytes_to_pack
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.work import Decode, Encode, UNetRows, Work
 

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from torch import nn
 
 from bench.memory import KINDS, peak_and_counted
 from sd_core.engine import memory
 from sd_core.engine.memory import Memory, free_bytes, pixels_of
+from sd_core.layout import onednn
+from sd_core.layout.choose import lay_out
 from sd_core.models.layers import Linear
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.work import Decode, Encode, UNetRows
@@ -51,14 +54,15 @@ def test_room_is_the_usable_part_of_it() -> None:
 
 @pytest.mark.usefixtures("free")
 def test_weights_still_to_be_packed_take_their_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = Linear(10, 15)
-    layer.packs = torch.float32
-    waiting = Memory(CPU, {Decode: 8.0}, (layer,))
+    monkeypatch.setattr(onednn, "packs", lambda _dtype: True)
+    network = nn.Sequential(Linear(10, 15))
+    lay_out(network, CPU, torch.float32)
+    waiting = Memory(CPU, {Decode: 8.0}, (network,))
     assert waiting.room() == {Decode: 40}
     monkeypatch.setattr(memory, "SURE", 0)
     with pytest.raises(MemoryError, match="are needed"):
         waiting.require([Decode(torch.empty(1, 4, 1, 1))])
-    assert Memory(CPU, {Decode: 8.0}, (Linear(1000, 1000), layer)).room() == {Decode: 40}
+    assert Memory(CPU, {Decode: 8.0}, (Linear(1000, 1000), network)).room() == {Decode: 40}
 
 
 def test_where_nobody_knows_what_is_free_nothing_is_limited() -> None:
