@@ -15,8 +15,8 @@ from sd_core.formats.detect import Architecture, detect, require_drawable
 from sd_core.formats.files import TensorFile, open_safetensors
 from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, canonical_names, show
 from sd_core.formats.parallel import read_parallel
+from sd_core.layout.choose import lay_out
 from sd_core.models.clip import CLIPTextEncoder
-from sd_core.models.pack import pack
 from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
 
@@ -35,8 +35,8 @@ class Networks:
 def load_networks(path: Path, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Networks:
     """The networks of a v1.x `.safetensors`, every weight on `device` in `dtype`.
 
-    With `packed` they are laid out for the device (`sd_core.models.pack`): weights that their layers pack stay as they
-    are stored until then.
+    With `packed` they are laid out for the device (`sd_core.layout.choose`): weights that their layers cast at
+    first use stay as they are stored.
 
     On the CPU, tensors that may stay as the file stores them are views of the memory map (private, copy on write):
     they become resident as they are first used, and the file may be replaced by a rename but not written in
@@ -57,7 +57,7 @@ def load_networks(path: Path, device: torch.device, dtype: torch.dtype, *, packe
         kept: set[str] = set()
         if packed:
             for prefix, network in networks.items():
-                kept.update(prefix + name for name in pack(network, device, dtype))
+                kept.update(prefix + name for name in lay_out(network, device, dtype))
         if device.type == "cuda":
             entries = {name: file.tensors[stored] for name, stored in names.items()}
             tensors = {name: tensor.to(dtype) for name, tensor in read_parallel(path, entries, device).items()}

@@ -17,8 +17,8 @@ from transformers import CLIPTextModel
 
 from sd_core.formats.detect import Architecture
 from sd_core.formats.load import Networks, load_networks
+from sd_core.layout.choose import lay_out
 from sd_core.models.clip import MLP
-from sd_core.models.pack import pack
 from tests.support.random_weights import FULL, TINY, random_state_dict, write_checkpoint
 from tests.support.reference import reference_text_encoder, reference_unet, reference_vae
 
@@ -58,7 +58,7 @@ def load_pair(directory: Path, architecture: Architecture, packed: bool) -> Pair
     )
     if packed:
         for network in (ours.text_encoder, ours.unet, ours.vae):
-            pack(network, CPU, torch.float32)
+            lay_out(network, CPU, torch.float32)
     return pair
 
 
