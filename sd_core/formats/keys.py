@@ -71,7 +71,7 @@ def vae_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def ema_name(name: str) -> str:
-    """The name of a UNet weight's moving average: LitEma keeps `diffusion_model.x.y` as `model_ema.diffusion_modelxy`."""
+    """The name of a UNet weight's moving average: `model.a.b` is averaged as `model_ema.ab`, without dots."""
     return EMA_PREFIX + name.removeprefix("model.").replace(".", "")
 
 

@@ -51,7 +51,7 @@ def read_checkpoint(path: Path) -> TensorFile:
     except ModelError as error:
         file.close()
         raise ModelError(f"{path}: {error}") from None
-    except BaseException:  # whatever it is, the caller gets no file to close
+    except BaseException:  # including KeyboardInterrupt: the caller has no file to close
         file.close()
         raise
     return TensorFile(path, f"PyTorch checkpoint ({kind} format)", tensors, {}, file)
