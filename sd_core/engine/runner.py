@@ -80,4 +80,3 @@ class Runner:
         gc.collect()
         if self._memory.device.type == "cuda":
             torch.cuda.empty_cache()
-

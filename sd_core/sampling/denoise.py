@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal, get_args
 
 from torch import Tensor
 
 from sd_core.errors import ModelError
 from sd_core.sampling.schedule import NoiseSchedule
 
-PredictionType = Literal["epsilon", "v_prediction"]
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -21,12 +20,12 @@ class Denoiser:
     """
 
     schedule: NoiseSchedule
-    prediction_type: PredictionType = "epsilon"
+    prediction_type: str = "epsilon"
 
     def __post_init__(self) -> None:
-        known = get_args(PredictionType)
-        if self.prediction_type not in known:
-            raise ModelError(f"prediction type {self.prediction_type!r} is not supported; known: {', '.join(known)}")
+        if self.prediction_type not in PREDICTION_TYPES:
+            known = ", ".join(PREDICTION_TYPES)
+            raise ModelError(f"prediction type {self.prediction_type!r} is not supported; known: {known}")
 
     def scaled(self, x: Tensor, sigma: float) -> Tensor:
         """The UNet's input: x / sqrt(1 + sigma^2), whose variance does not depend on sigma."""

@@ -4,7 +4,6 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -152,7 +151,9 @@ def test_an_empty_scheduler_has_no_batch() -> None:
 
 @given(
     arrivals=st.lists(
-        st.tuples(st.sampled_from("abc"), st.sampled_from([1, 2, 6]), st.booleans(), st.integers(1, 6), st.integers(0, 3)),
+        st.tuples(
+            st.sampled_from("abc"), st.sampled_from([1, 2, 6]), st.booleans(), st.integers(1, 6), st.integers(0, 3)
+        ),
         min_size=1,
         max_size=8,
     )

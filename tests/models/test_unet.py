@@ -128,9 +128,13 @@ def test_every_wide_convolution_finds_its_padding_by_its_name(unet: UNet) -> Non
     latents, timesteps, states = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, CONTEXT)
     plain = unet.given(states)
     expected = unet(latents, timesteps, plain)
-    wide = [name for name, layer in unet.named_modules() if isinstance(layer, torch.nn.Conv2d) and layer.padding != (0, 0)]
+    wide = [
+        name for name, layer in unet.named_modules() if isinstance(layer, torch.nn.Conv2d) and layer.padding != (0, 0)
+    ]
     for name in wide:
-        assert not torch.allclose(unet(latents, timesteps, Given(plain.keys_values, padding={name: "circular"})), expected)
+        assert not torch.allclose(
+            unet(latents, timesteps, Given(plain.keys_values, padding={name: "circular"})), expected
+        )
     everywhere = Given(plain.keys_values, padding=dict.fromkeys(wide, "circular"))
     rolled = unet(latents.roll((2, 4), (2, 3)), timesteps, everywhere)
     torch.testing.assert_close(rolled, unet(latents, timesteps, everywhere).roll((2, 4), (2, 3)), rtol=1e-3, atol=1e-3)

@@ -32,9 +32,7 @@ def works_of(model: StableDiffusion, kind: str, side: int) -> list[Any]:
                 model.unet_key,
                 latents,
                 500.0,
-                tuple(
-                    Context((image, row), torch.randn(1, 77, width, device=model.device)) for row in range(count)
-                ),
+                tuple(Context((image, row), torch.randn(1, 77, width, device=model.device)) for row in range(count)),
                 (0,) * count,
             )
             for image, count in enumerate(rows)

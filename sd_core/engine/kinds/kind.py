@@ -58,8 +58,8 @@ class Kind(ABC, Generic[W]):
         """The answer to one work whose forward does not fit in memory, possibly `Degraded`; only if it has parts."""
         raise NotImplementedError
 
-    def warm_up(self) -> None:  # noqa: B027 - most kinds have nothing to prepare
+    def warm_up(self) -> None:
         """Prepare what the first works would wait for."""
 
-    def release(self) -> None:  # noqa: B027 - most kinds keep nothing
+    def release(self) -> None:
         """Free the memory of what is kept for speed alone."""
