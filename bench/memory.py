@@ -1,14 +1,13 @@
-"""The memory that forwards of the UNet and the VAE hold at their peak, beside what the engine counts on. `python -m
-bench.memory`
+"""The memory that forwards of each network hold at their peak, beside what the engine counts on.
 
-Weights are not counted.
+`python -m bench.memory`
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from bench.common import parse, random_model, report
-from tests.support.forward_memory import KINDS, peak_and_counted
+from tests.support.memory import KINDS, peak_and_counted
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

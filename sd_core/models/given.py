@@ -1,9 +1,7 @@
 """What one forward of a network is given beside its inputs; each layer looks up its own part by its name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -12,8 +10,6 @@ KeysValues = tuple[Tensor, Tensor]
 
 Adapter = Callable[[Tensor, Tensor], Tensor]
 """A layer's input and output -> its output with the adapter's part added; changes neither of its arguments."""
-
-NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -24,10 +20,14 @@ class Given:
     `padding` is "zeros" or "circular"; a convolution that is not named pads with zeros.
     """
 
-    keys_values: Mapping[str, KeysValues] = NONE
+    keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
     image_of_row: Tensor | None = None
-    adapters: Mapping[str, Adapter] = NONE
-    padding: Mapping[str, str] = NONE
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    padding: Mapping[str, str] = field(default_factory=dict)
+
+    def per_row(self, x: Tensor) -> Tensor:
+        """A tensor with one entry per input (B, ...), expanded to one per row (R, ...)."""
+        return x if self.image_of_row is None else x[self.image_of_row]
 
 
 NOTHING = Given()

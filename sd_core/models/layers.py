@@ -1,93 +1,113 @@
-"""The layers that all networks are built from: the one seam through which every weight is applied."""
+"""The layers that all networks are built from: every weight of a network is applied by one of them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.models import onednn, winograd
+from sd_core.models.given import NOTHING, Given
 
 NORM_GROUPS = 32
 
 
-def operands(layer: "Linear | GatedLinear | Conv2d", x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Input, weight and bias as a layer that is not packed computes with them: in float32 where it widens."""
-    if not layer.widens:
-        return x, layer.weight, layer.bias
-    return x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float()
+class Named:
+    """A module that looks up its part of what a forward is given by `name`, its name in the network."""
+
+    name = ""
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` as `sd_core.models.pack` lays it out for a CPU: its weight packed, at its first use, or widened.
-
-    `packs` is the dtype in which it is packed, whatever it is stored in; None where it is not packed.
-    """
-
-    packs: torch.dtype | None = None
-    widens = False
-
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:  # (..., in_features)
-        """The layer, plus `add` (..., out_features), in one pass where packed."""
-        if self.packs is None:
-            out = F.linear(*operands(self, x)).to(x.dtype)
-            return out if add is None else out + add
-        if not self.weight.is_mkldnn:
-            self.weight = onednn.packed_matrix(self.weight.to(self.packs))
-        return onednn.linear(x, self.weight, self.bias, add)
+def name_layers(network: nn.Module) -> None:
+    """Give every `Named` module of a network its name, as `named_modules` spells it."""
+    for name, module in network.named_modules():
+        if isinstance(module, Named):
+            module.name = name
 
 
-class GatedLinear(nn.Linear):
-    """Half of a linear layer times the exact GELU of its other half: `weight` (2 * hidden, dim), first the values."""
+class Linear(Named, nn.Linear):
+    """`nn.Linear` that takes an adapter and a sum."""
 
-    packs: torch.dtype | None = None
-    widens = False
+    def forward(self, x: Tensor, add: Tensor | None = None, given: Given = NOTHING) -> Tensor:  # (..., in_features)
+        """The adapted layer plus `add`, which has the output's shape (..., out_features)."""
+        adapter = given.adapters.get(self.name)
+        if adapter is None:
+            return self.product(x, add)
+        out = adapter(x, self.product(x))
+        return out if add is None else out + add
 
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__(dim, hidden * 2)
-        self._packed_gate: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., dim)
-        if self.packs is None:
-            value, gate = F.linear(*operands(self, x)).to(x.dtype).chunk(2, dim=-1)
-            return value * F.gelu(gate)
-        if self._packed_gate is None:
-            value, gate = self.weight.to(self.packs).chunk(2)
-            self._packed_gate, self.weight = onednn.packed_matrix(gate).data, onednn.packed_matrix(value)
-        return onednn.gated_linear(x, self.weight, self._packed_gate, self.bias)
+    def product(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """The layer without adapters, plus `add`. Variants override this."""
+        out = F.linear(x, self.weight, self.bias)
+        return out if add is None else out + add
 
 
-class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` laid out in the same way; where its weight is not packed it may become channels_last."""
+class GatedLinear(Named, nn.Linear):
+    """Half of a linear layer times the exact GELU of its other half: `weight` (2 * hidden, dim), values first."""
 
-    packs: torch.dtype | None = None
-    widens = False
-    channels_last = False
-    _entries: tuple[Tensor, ...] = ()
+    def __init__(self, dim: int, hidden: int, device: torch.device | str | None = None) -> None:
+        super().__init__(dim, hidden * 2, device=device)
 
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:  # (B, C, H, W)
-        """The layer, plus `add` (B, out_channels, H, W) or (B, out_channels, 1, 1), in one pass where packed."""
-        if self.packs is None:
-            if self.channels_last:
-                self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
-            out: Tensor = self._conv_forward(*operands(self, x)).to(x.dtype)
-            return out if add is None else out + add
-        if not self.weight.is_mkldnn:
-            self._pack(self.packs)
-        if self._entries:
-            return winograd.convolution(x, (self.weight, *self._entries), self.bias, add)
-        return onednn.convolution(x, self.weight, self, add)
+    def forward(self, x: Tensor, given: Given = NOTHING) -> Tensor:  # (..., dim) -> (..., hidden)
+        """The gated layer. An adapter gets the projection (..., 2 * hidden), before the gate."""
+        adapter = given.adapters.get(self.name)
+        return self.gated(x) if adapter is None else apply_gate(adapter(x, self.projection(x)))
 
-    def _pack(self, dtype: torch.dtype) -> None:
-        if winograd.suits(self):
-            self.weight, *entries = winograd.packed(self.weight, dtype)
-            self._entries = tuple(entry.data for entry in entries)
-        else:
-            self.weight = onednn.packed_convolution(self, dtype)
+    def gated(self, x: Tensor) -> Tensor:
+        """The layer without adapters. Variants that compute it in one pass override this."""
+        return apply_gate(self.projection(x))
+
+    def projection(self, x: Tensor) -> Tensor:
+        """The linear layer alone (..., 2 * hidden). Variants override this."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv2d(Named, nn.Conv2d):
+    """`nn.Conv2d` that takes an adapter, a sum and circular padding."""
+
+    def forward(self, x: Tensor, add: Tensor | None = None, given: Given = NOTHING) -> Tensor:  # (B, C, H, W)
+        """The adapted layer plus `add`, of shape (B, out_channels, H', W') or (B, out_channels, 1, 1).
+
+        An adapter gets the input as it comes, without padding.
+        """
+        padding = pads(self)
+        source = x
+        if given.padding.get(self.name) == "circular" and any(padding):
+            source, padding = wrapped(x, padding), (0, 0)
+        adapter = given.adapters.get(self.name)
+        if adapter is None:
+            return self.convolution(source, padding, add)
+        out = adapter(x, self.convolution(source, padding))
+        return out if add is None else out + add
+
+    def convolution(self, x: Tensor, padding: tuple[int, int], add: Tensor | None = None) -> Tensor:
+        """The layer without adapters, with `padding` rows and columns of zeros, plus `add`. Variants override this."""
+        out = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return out if add is None else out + add
+
+
+def apply_gate(projection: Tensor) -> Tensor:  # (..., 2 * hidden) -> (..., hidden)
+    """Values times the exact GELU of the gates (Shazeer 2020, "GLU Variants Improve Transformer")."""
+    values, gates = projection.chunk(2, dim=-1)
+    return values * F.gelu(gates)
+
+
+def pads(layer: nn.Conv2d) -> tuple[int, int]:
+    """Rows and columns that a convolution adds on each side."""
+    if isinstance(layer.padding, str):
+        raise ValueError(f"padding {layer.padding!r} is not a number of rows and columns")
+    rows, columns = layer.padding
+    return rows, columns
+
+
+def wrapped(x: Tensor, padding: Sequence[int]) -> Tensor:  # (B, C, H, W)
+    """x continued periodically by `padding` rows and columns on each side: circular padding for seamless tiles."""
+    rows, columns = padding
+    return F.pad(x, (columns, columns, rows, rows), mode="circular")
 
 
 def running_dtype(network: nn.Module) -> torch.dtype:
-    """What a network computes in: the dtype of its norms and biases. A weight may be stored in another till packed."""
+    """The dtype that a network computes in: that of its norms and biases. Its weights may be stored in another."""
     return next(parameter.dtype for parameter in network.parameters() if parameter.dim() == 1)
 
 

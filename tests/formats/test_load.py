@@ -16,9 +16,9 @@ from sd_core.errors import ModelError
 from sd_core.formats.check import expected_shapes, networks_shapes
 from sd_core.formats.detect import Architecture
 from sd_core.formats.load import Networks, load_networks
-from sd_core.models import onednn
+from sd_core.layout import onednn
+from sd_core.layout.choose import lay_out
 from sd_core.models.clip import CLIPConfig
-from sd_core.models.pack import pack
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
 
@@ -56,7 +56,7 @@ def test_every_weight_arrives_in_the_running_dtype(
 
 
 @pytest.mark.parametrize("packs", [True, False])
-def test_weights_that_their_layers_pack_stay_as_stored(
+def test_weights_that_their_layers_cast_stay_as_stored(
     state: State, saved: Save, monkeypatch: pytest.MonkeyPatch, packs: bool
 ) -> None:
     monkeypatch.setattr(onednn, "packs", lambda _dtype: packs)
@@ -64,14 +64,15 @@ def test_weights_that_their_layers_pack_stay_as_stored(
         saved({name: tensor.half() for name, tensor in state.items()}), CPU, torch.float32, packed=True
     )
     found = loaded(networks)
+    kinds = (nn.Linear, nn.Conv2d) if packs else (nn.Conv2d,)
     layers = {
         prefix + name + ".weight"
         for prefix, network in ((TEXT, networks.text_encoder), (UNET, networks.unet), (VAE, networks.vae))
         for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
+        if isinstance(layer, kinds)
     }
     kept = {name for name, tensor in found.items() if tensor.dtype == torch.float16}
-    assert kept == (layers if packs else set())
+    assert kept == layers
     assert {tensor.dtype for name, tensor in found.items() if name not in kept} == {torch.float32}
     for network in (networks.text_encoder, networks.unet, networks.vae):
         assert network.dtype == torch.float32
@@ -84,7 +85,7 @@ def test_networks_compute_the_same_whenever_their_weights_are_cast(
     path = saved({name: tensor.half() for name, tensor in state.items()})
     at_once, at_use = (load_networks(path, CPU, running, packed=packed) for packed in (False, True))
     for network in (at_once.text_encoder, at_once.unet, at_once.vae):
-        pack(network, CPU, running)
+        lay_out(network, CPU, running)
     answers = []
     for networks in (at_once, at_use):
         torch.manual_seed(0)

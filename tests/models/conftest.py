@@ -1,11 +1,10 @@
 import pytest
 from torch import Tensor
 
-from sd_core.formats.check import meta_networks
-from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
+from tests.support.networks import tiny_networks
 from tests.support.random_weights import TINY, random_state_dict
 
 
@@ -17,16 +16,7 @@ def tiny_weights() -> dict[str, Tensor]:
 @pytest.fixture
 def networks(tiny_weights: dict[str, Tensor]) -> tuple[CLIPTextEncoder, UNet, VAE]:
     """Tiny random networks, new for each test."""
-    made = meta_networks(TINY)
-    for prefix, network in zip((TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX), made, strict=True):
-        weights = {
-            name.removeprefix(prefix): tensor.clone()
-            for name, tensor in tiny_weights.items()
-            if name.startswith(prefix)
-        }
-        network.load_state_dict(weights, assign=True)
-        network.requires_grad_(False).eval()
-    return made
+    return tiny_networks(tiny_weights)
 
 
 @pytest.fixture

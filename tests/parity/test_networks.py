@@ -17,8 +17,8 @@ from transformers import CLIPTextModel
 
 from sd_core.formats.detect import Architecture
 from sd_core.formats.load import Networks, load_networks
+from sd_core.layout.choose import lay_out
 from sd_core.models.clip import MLP
-from sd_core.models.pack import pack
 from tests.support.random_weights import FULL, TINY, random_state_dict, write_checkpoint
 from tests.support.reference import reference_text_encoder, reference_unet, reference_vae
 
@@ -58,7 +58,7 @@ def load_pair(directory: Path, architecture: Architecture, packed: bool) -> Pair
     )
     if packed:
         for network in (ours.text_encoder, ours.unet, ours.vae):
-            pack(network, CPU, torch.float32)
+            lay_out(network, CPU, torch.float32)
     return pair
 
 
@@ -99,7 +99,7 @@ def unet_difference(pair: Pair, height: int, width: int, timesteps: tuple[float,
     context = normal(len(timesteps), 77, config.context_dim, seed=1)
     reference = pair.unet(latents, times, context).sample
     assert 0.3 < reference.std() < 3, "these weights would hide mistakes: eps should have unit size"
-    return difference(pair.ours.unet(latents, times, context), reference)
+    return difference(pair.ours.unet(latents, times, pair.ours.unet.given(context)), reference)
 
 
 @torch.inference_mode()
@@ -174,7 +174,7 @@ def exact_gelu(pair: Pair) -> float:
     """The text encoder's GELU as newer CLIPs have it."""
     for mlp in pair.ours.text_encoder.modules():
         if isinstance(mlp, MLP):
-            mlp.forward = lambda x, mlp=mlp: mlp.fc2(F.gelu(mlp.fc1(x)))  # type: ignore[method-assign, misc]
+            mlp.forward = lambda x, add, _given, mlp=mlp: mlp.fc2(F.gelu(mlp.fc1(x)), add)  # type: ignore[assignment, misc]
     return text_difference(pair)
 
 
@@ -182,14 +182,14 @@ def shifted_timesteps(pair: Pair) -> float:
     """Timesteps that are rounded on the way, or one beside the right one."""
     unet = pair.ours.unet
     forward = unet.forward
-    unet.forward = lambda x, timesteps, context: forward(x, timesteps.round(), context)  # type: ignore[method-assign]
+    unet.forward = lambda x, timesteps, given: forward(x, timesteps.round(), given)  # type: ignore[method-assign]
     return unet_difference(pair, 8, 8, (421.37, 421.37))
 
 
 def one_timestep_for_all_rows(pair: Pair) -> float:
     unet = pair.ours.unet
     forward = unet.forward
-    unet.forward = lambda x, timesteps, context: forward(x, timesteps[:1], context)  # type: ignore[method-assign]
+    unet.forward = lambda x, timesteps, given: forward(x, timesteps[:1], given)  # type: ignore[method-assign]
     return unet_difference(pair, 8, 8, (981.0, 1.0))
 
 

@@ -19,6 +19,7 @@ from sd_core.formats.detect import Architecture
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 from sd_core.sampling.registry import SOLVERS
+from sd_core.sampling.schedule import v1_schedule
 from tests.support.pictures import psnr
 from tests.support.random_weights import FULL, TINY, write_checkpoint
 from tests.support.reference import reference_pipeline
@@ -39,7 +40,7 @@ class Side:
         path = directory / "random.safetensors"
         write_checkpoint(path, architecture, torch.float32)
         write_tokenizer(directory, merges)
-        self.engine = Engine(StableDiffusion.load(path, directory, "cpu", "fp32"), max_batch=4)
+        self.engine = Engine([StableDiffusion.load(path, directory, "cpu", "fp32")], max_batch=4)
         self.weights = load_file(path)
         path.unlink()
 
@@ -64,9 +65,10 @@ class Side:
             shape = (1, 4, request.height // 8, request.width // 8)
             noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
             # The pipeline multiplies by its scheduler's init_noise_sigma; k-diffusion begins at noise x sigma_max.
-            sigma = SOLVERS[request.sampler].schedules[request.schedule](request.steps)[0]
-            start = SOLVERS[request.sampler].noised(None, noise, sigma)
-            if request.sampler == "dpmpp_2m":
+            solver = SOLVERS[request.sampler]
+            sigma = solver.grid(request.schedule, v1_schedule(), request.steps)[0]
+            start = solver.noised(None, noise, sigma)
+            if request.sampler in ("ddpm", "ddim", "dpmpp_2m"):
                 start = start / (1 + sigma**2) ** 0.5
             arguments |= {"height": request.height, "width": request.width}
             arguments["latents"] = start / scheduler.init_noise_sigma

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd_core.models import onednn, winograd
+from sd_core.layout import onednn, winograd
+from sd_core.layout.packed import WinogradConv2d
 from sd_core.models.layers import Conv2d
 
 needs_onednn = pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
@@ -23,7 +24,7 @@ def test_it_is_the_convolution_of_every_size(size: tuple[int, int, int], bias: b
     x = torch.randn(batch, 6, height, width)
     layer = Conv2d(6, 10, 3, padding=1, bias=bias)
     exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double() if bias else None, padding=1)
-    answer = winograd.convolution(x, winograd.packed(layer.weight, torch.float32), layer.bias)
+    answer = winograd.convolution(x, winograd.packed(layer.weight, torch.float32), layer.bias, layer.padding)
     assert answer.shape == exact.shape
     assert relative_error(answer, exact) < 1e-6
 
@@ -32,39 +33,39 @@ def test_it_is_the_convolution_of_every_size(size: tuple[int, int, int], bias: b
 def test_what_is_added_may_be_a_picture_or_a_vector_each() -> None:
     layer, x = Conv2d(6, 10, 3, padding=1), torch.randn(2, 6, 5, 8)
     matrices = winograd.packed(layer.weight, torch.float32)
-    plain = winograd.convolution(x, matrices, layer.bias)
+    plain = winograd.convolution(x, matrices, layer.bias, layer.padding)
     for add in (torch.randn(2, 10, 5, 8), torch.randn(2, 10, 1, 1)):
-        torch.testing.assert_close(winograd.convolution(x, matrices, layer.bias, add), plain + add)
+        torch.testing.assert_close(winograd.convolution(x, matrices, layer.bias, layer.padding, add), plain + add)
 
 
 @needs_onednn
 def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Conv2d(6, 10, 3, padding=1), torch.randn(5, 6, 14, 10)
     matrices = winograd.packed(layer.weight, torch.float32)
-    whole = winograd.convolution(x, matrices, layer.bias)
+    whole = winograd.convolution(x, matrices, layer.bias, layer.padding)
     for tiles in (1, 5, 12, 80):  # one tile, one row, two rows and a bit, two pictures and a bit
         monkeypatch.setattr(winograd, "TILES", tiles)
-        torch.testing.assert_close(winograd.convolution(x, matrices, layer.bias), whole, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            winograd.convolution(x, matrices, layer.bias, layer.padding), whole, rtol=1e-5, atol=1e-6
+        )
 
 
 @needs_onednn
 def test_a_wide_layer_computes_so_and_is_no_less_exact() -> None:
-    wide = winograd.LEAST_CHANNELS
+    wide = winograd.MIN_CHANNELS
     layer, x = Conv2d(wide, wide, 3, padding=1), torch.randn(2, wide, 12, 12)
     exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
     plain = relative_error(layer(x), exact)
-    layer.packs = torch.float32
+    variant = WinogradConv2d.of(layer, torch.float32)
     for _ in range(2):
-        assert relative_error(layer(x), exact) < max(2 * plain, 1e-6)
-    assert layer.weight.shape == (wide, wide)  # one of the sixteen
+        assert relative_error(variant(x), exact) < max(2 * plain, 1e-6)
 
 
 @pytest.mark.skipif(not onednn.packs(torch.bfloat16), reason="no bfloat16 products on this processor")
 def test_in_bfloat16_it_rounds_a_little_more() -> None:
     layer, x = Conv2d(256, 256, 3, padding=1).bfloat16(), torch.randn(1, 256, 8, 8).bfloat16()
     exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
-    layer.packs = torch.bfloat16
-    assert relative_error(layer(x), exact) < 0.01  # 0.0023 is one rounding
+    assert relative_error(WinogradConv2d.of(layer, torch.bfloat16)(x), exact) < 0.01  # 0.0023 is one rounding
 
 
 @pytest.mark.parametrize(

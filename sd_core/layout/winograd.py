@@ -12,45 +12,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.models import onednn
+from sd_core.layout import onednn
 
-LEAST_CHANNELS = 256
+MIN_CHANNELS = 256
 """In and out; with fewer, the transforms cost more than the multiplications that they save."""
 
 GROWTH = 16 / 9
-"""Memory that the matrices take over that of the kernel."""
+"""Memory of the matrices over that of the kernel."""
 
 TILES = 512
-"""Of one picture or several that are computed together: enough for a fast product, few enough to stay in cache."""
+"""Tiles, of one picture or several, that are computed together: enough for a fast product, few enough for the cache."""
 
 
 def suits(layer: nn.Conv2d) -> bool:
-    """Whether a layer is such a convolution and computes faster so."""
+    """Whether a layer is such a convolution and is faster this way."""
     return (
         layer.kernel_size == (3, 3)
         and layer.stride == layer.padding == layer.dilation == (1, 1)
         and layer.groups == 1
-        and min(layer.in_channels, layer.out_channels) >= LEAST_CHANNELS
+        and min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS
     )
 
 
-def packed(weight: Tensor, dtype: torch.dtype) -> list[nn.Parameter]:
+def packed(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The sixteen matrices, packed in `dtype`, of a kernel (out_channels, in_channels, 3, 3)."""
+    weight = weight.detach()
     taps = torch.empty(3, 3, *weight.shape[:2]).copy_(weight.permute(2, 3, 0, 1))  # (3, 3, out_channels, in_channels)
-    return [onednn.packed_matrix(entry.to(dtype)) for row in _of_kernel(taps) for entry in _of_kernel(row)]
+    return tuple(onednn.packed_matrix(entry.to(dtype)) for row in _of_kernel(taps) for entry in _of_kernel(row))
 
 
 def convolution(
-    x: Tensor, matrices: Sequence[Tensor], bias: Tensor | None, add: Tensor | None = None
+    x: Tensor, matrices: Sequence[Tensor], bias: Tensor | None, padding: tuple[int, int], add: Tensor | None = None
 ) -> Tensor:  # (B, C, H, W)
-    """The layer of these matrices on x, plus `add` (B, out_channels, H, W) or (B, out_channels, 1, 1)."""
+    """The convolution of x with the kernel of these matrices, plus `add`.
+
+    `padding` counts the rows and columns of zeros on each side. `add` is (B, out_channels, H', W') or
+    (B, out_channels, 1, 1).
+    """
+    pad_y, pad_x = padding
     batch, _, height, width = x.shape
+    height, width = height + 2 * pad_y - 2, width + 2 * pad_x - 2  # of the output
     tall, wide = (height + 1) // 2, (width + 1) // 2  # in tiles
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + width % 2, 1, 1 + height % 2))  # (B, H, W, C)
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad_x, pad_x + width % 2, pad_y, pad_y + height % 2))  # (B, H, W, C)
     out = x.new_empty(batch, 2 * tall, 2 * wide, matrices[0].shape[0])
-    for pictures, rows in _slices(batch, tall, wide):
-        inputs = padded[pictures, 2 * rows.start : 2 * rows.stop + 2]
-        outputs = out[pictures, 2 * rows.start : 2 * rows.stop]
+    for pictures, band in _slices(batch, tall, wide):
+        inputs = padded[pictures, 2 * band.start : 2 * band.stop + 2]
+        outputs = out[pictures, 2 * band.start : 2 * band.stop]
         columns = []
         for i, row in enumerate(_of_inputs(inputs, 1)):
             # Entry (1, 1) is part of all four outputs with the sign plus, so it alone carries the bias.

@@ -1,0 +1,109 @@
+"""What the variants of a layer share: how they replace a plain one, and what they make of its weight at first use."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sd_core.models.layers import Conv2d, GatedLinear, Linear, pads
+
+Form = TypeVar("Form")
+
+
+class Once(Generic[Form]):
+    """What a layer makes of its weight, kept until the weight is replaced or written to."""
+
+    def __init__(self) -> None:
+        self._form: Form | None = None
+        self._weight: Tensor | None = None
+        self._version = 0
+
+    @property
+    def is_made(self) -> bool:
+        return self._form is not None
+
+    def get(self, weight: Tensor, make: Callable[[], Form]) -> Form:
+        version = 0 if weight.is_inference() else weight._version
+        if self._form is None or self._weight is not weight or self._version != version:
+            self._form, self._weight, self._version = make(), weight, version
+        return self._form
+
+
+class Variant:
+    """A layer that replaces a plain one of `sd_core.models.layers` and has its name, parameters and settings.
+
+    `weight` stays the tensor that was loaded, a view of the checkpoint's file if it is one, and no forward changes it.
+    What the layer multiplies with instead is made at first use and lies beside it.
+    """
+
+    form_growth: ClassVar[float] = 1.0
+    """Memory of that form over the weight's in `compute_dtype`; 0 for a variant that makes none."""
+
+    weight: Tensor
+    name: str
+    compute_dtype: torch.dtype
+    form: Once[Any]
+
+    def reset_parameters(self) -> None:
+        """Leave the parameters as they are: torch's constructors call this, and `of` replaces them."""
+
+    def take_over(self, layer: Linear | GatedLinear | Conv2d, dtype: torch.dtype) -> None:
+        """Become that layer, with the very same weight, to compute in `dtype`."""
+        assert isinstance(self, nn.Module)
+        self.weight, self.name = layer.weight, layer.name
+        self.compute_dtype, self.form = dtype, Once()
+        self.train(layer.training)
+
+    def bytes_to_pack(self) -> int:
+        """Bytes that the first use will take."""
+        if self.form.is_made:
+            return 0
+        return int(self.weight.numel() * self.compute_dtype.itemsize * self.form_growth)
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight as a plain tensor, in the compute dtype unless another is given."""
+        return self.weight.detach().to(dtype or self.compute_dtype)
+
+
+class LinearVariant(Variant, Linear):
+    @classmethod
+    def of(cls, layer: Linear, dtype: torch.dtype) -> Self:
+        variant = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        variant.bias = layer.bias
+        variant.take_over(layer, dtype)
+        return variant
+
+
+class GatedLinearVariant(Variant, GatedLinear):
+    @classmethod
+    def of(cls, layer: GatedLinear, dtype: torch.dtype) -> Self:
+        variant = cls(layer.in_features, layer.out_features // 2, device="meta")
+        variant.bias = layer.bias
+        variant.take_over(layer, dtype)
+        return variant
+
+
+class Conv2dVariant(Variant, Conv2d):
+    @classmethod
+    def of(cls, layer: Conv2d, dtype: torch.dtype) -> Self:
+        kernel, stride, padding, dilation = map(_pair, (layer.kernel_size, layer.stride, pads(layer), layer.dilation))
+        variant = cls(
+            layer.in_channels,
+            layer.out_channels,
+            kernel,
+            stride,
+            padding,
+            dilation,
+            layer.groups,
+            bias=layer.bias is not None,
+            device="meta",
+        )
+        variant.bias = layer.bias
+        variant.take_over(layer, dtype)
+        return variant
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    rows, columns = values
+    return rows, columns
