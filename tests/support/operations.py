@@ -16,7 +16,7 @@ def count_operations(config: UNetConfig, side: int) -> int:
         unet = UNet(config)
     latents, timesteps, context = unet_inputs(config, side, torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
-        unet(latents, timesteps, context)
+        unet(latents, timesteps, unet.given(context))
     counted: int = counter.get_total_flops()
     return counted
 
