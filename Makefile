@@ -55,13 +55,13 @@ format: $(VENV)/.dev ## apply the formatter and the linter's safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev ## measure beside diffusers at v1.5's size (hours, 12 GB); BENCH="step vae" selects
+bench: $(VENV)/.dev ## measure, beside diffusers at v1.5's size (long, 12 GB); BENCH="step vae" selects
 	for script in $(BENCH); do $(BIN)/python -m bench.$$script $(ARGS) || exit 1; done
 
 judge: $(VENV)/.dev ## count how often the demo model generates what its prompts say
 	$(BIN)/python -m demo.judge $(ARGS)
 
-demo-weights: $(VENV)/.dev ## train the demo model anew into OUT (a day) and replace demo/weights
+demo-weights: $(VENV)/.dev ## train the demo model anew in the folder OUT (hours) and replace demo/weights
 	$(BIN)/python -m demo.vocabulary --out $(OUT)
 	$(BIN)/python -m demo.train_vae --out $(OUT)
 	$(BIN)/python -m demo.train_diffusion --out $(OUT) --steps 1500 --decay-steps 3500
