@@ -18,8 +18,8 @@ Result = TypeVar("Result")
 class Call:
     """A sampler's question: what is the clean image in these latents?
 
-    `x` (1, 4, h, w) float32 is x0 + sigma * noise (k-diffusion's space). `step` counts the sampler's steps and `call` its
-    calls within the step, both from 0.
+    `x` (1, 4, h, w) float32 is x0 + sigma * noise (k-diffusion's space). `step` counts the sampler's steps and `call`
+    its calls within the step, both from 0.
     """
 
     x: Tensor

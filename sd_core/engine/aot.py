@@ -18,7 +18,7 @@ from sd_core.engine.graphs import Bucket, Step, example
 from sd_core.models.unet import UNet, UNetStep
 
 VERSION = 1
-"""Part of every package's folder: raise it whenever a forward of the UNet computes something else, or takes other inputs."""
+"""Part of every package's folder: raise it if a forward of the UNet computes something else or takes other inputs."""
 
 COMPILED = "compiled"
 """The folder of packages, in the directory of the checkpoint."""

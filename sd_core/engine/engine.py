@@ -50,8 +50,9 @@ class Engine:
 
     The first of `models` is the default one; a request names another by `model`. `max_batch` is how many guided images
     of native size share a forward of a UNet (two rows each), `max_jobs` how many jobs are held at once, running or
-    waiting. `packages` are compiled forwards for a GPU, by model name. `kinds` makes what runs each type of work. `on_failure` is called, on the drawing thread, if the engine fails for good: from then on
-    every job is answered with `Broken`, and only a new process can generate images.
+    waiting. `packages` are compiled forwards for a GPU, by model name. `kinds` makes what runs each type of work.
+    `on_failure` is called, on the drawing thread, if the engine fails for good: from then on every job is answered with
+    `Broken`, and only a new process can generate images.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Engine:
         self._host.close()
 
     def run(self, prepare: Callable[[], Prepared], request: Request) -> Future[Result]:
-        """Run the pictures that `prepare`, called on the drawing thread, makes for a request. Raises as `submit` does."""
+        """Run the pictures that `prepare` makes, on the drawing thread, for a request. Raises `Busy` and `Broken`."""
         future: Future[Result] = Future()
         with self._lock:
             if self.failure is not None:

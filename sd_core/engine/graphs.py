@@ -172,7 +172,7 @@ class CUDACapture:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        # The same two streams for all graphs, because libraries keep a workspace for every stream; and two of them, because
+        # The same two streams for all graphs, because libraries keep a workspace for every stream; two of them, because
         # the end of a graph frees the workspaces of the stream that it was captured on.
         self._warming, self._capturing = torch.cuda.Stream(), torch.cuda.Stream()
 

@@ -170,7 +170,7 @@ class UNet(nn.Module):
         return {block.attn2.name: block.attn2.read(states, given) for block in blocks}
 
     def given(self, states: Tensor, image_of_row: Tensor | None = None) -> Given:
-        """What a forward is given for prompts (R, T, context_dim), of which prompt i belongs to input `image_of_row[i]`."""
+        """What a forward is given for prompts (R, T, context_dim): prompt i belongs to input `image_of_row[i]`."""
         return Given(self.read(states), image_of_row)
 
     def forward(self, x: Tensor, timesteps: Tensor, given: Given) -> Tensor:

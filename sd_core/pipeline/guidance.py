@@ -20,8 +20,8 @@ def guided(
 ) -> Generator[UNetWork, Tensor, Tensor]:
     """Run a sampler, answering each of its calls by a prediction guided away from the negative prompt.
 
-    Source: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance". With a scale <= 1 there is one row and no guidance,
-    unless the sampler reads the unconditional prediction.
+    Source: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance". With a scale <= 1 there is one row and no
+    guidance, unless the sampler reads the unconditional prediction.
     """
     is_guided = guidance_scale > 1 or reads_uncond
     contexts = (negative, positive) if is_guided else (positive,)

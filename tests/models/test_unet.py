@@ -125,16 +125,15 @@ def test_every_layer_finds_its_adapter_by_its_name(unet: UNet) -> None:
 
 
 def test_every_wide_convolution_finds_its_padding_by_its_name(unet: UNet) -> None:
-    latents, timesteps, states = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, CONTEXT)
+    """With circular padding everywhere, rolling the latents rolls the output: it has no border."""
+    latents, timesteps, states = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 77, CONTEXT)
     plain = unet.given(states)
     expected = unet(latents, timesteps, plain)
-    wide = [
-        name for name, layer in unet.named_modules() if isinstance(layer, torch.nn.Conv2d) and layer.padding != (0, 0)
-    ]
+    convolutions = {name: layer for name, layer in unet.named_modules() if isinstance(layer, torch.nn.Conv2d)}
+    wide = [name for name, layer in convolutions.items() if layer.padding != (0, 0)]
     for name in wide:
-        assert not torch.allclose(
-            unet(latents, timesteps, Given(plain.keys_values, padding={name: "circular"})), expected
-        )
+        given = Given(plain.keys_values, padding={name: "circular"})
+        assert not torch.allclose(unet(latents, timesteps, given), expected)
     everywhere = Given(plain.keys_values, padding=dict.fromkeys(wide, "circular"))
-    rolled = unet(latents.roll((2, 4), (2, 3)), timesteps, everywhere)
-    torch.testing.assert_close(rolled, unet(latents, timesteps, everywhere).roll((2, 4), (2, 3)), rtol=1e-3, atol=1e-3)
+    rolled = unet(latents.roll(8, 3), timesteps, everywhere)
+    torch.testing.assert_close(rolled, unet(latents, timesteps, everywhere).roll(8, 3), rtol=1e-3, atol=1e-3)

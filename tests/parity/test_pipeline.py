@@ -23,7 +23,7 @@ from sd_core.sampling.schedule import v1_schedule
 from tests.support.pictures import psnr
 from tests.support.random_weights import FULL, TINY, write_checkpoint
 from tests.support.reference import reference_pipeline
-from tests.support.reference_schedulers import reference_scheduler
+from tests.support.reference_schedulers import as_reference, reference_scheduler
 from tests.support.tokenizer_files import clip_merges, write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
@@ -67,9 +67,7 @@ class Side:
             # The pipeline multiplies by its scheduler's init_noise_sigma; k-diffusion begins at noise x sigma_max.
             solver = SOLVERS[request.sampler]
             sigma = solver.grid(request.schedule, v1_schedule(), request.steps)[0]
-            start = solver.noised(None, noise, sigma)
-            if request.sampler in ("ddpm", "ddim", "dpmpp_2m"):
-                start = start / (1 + sigma**2) ** 0.5
+            start = as_reference(request.sampler, solver.noised(None, noise, sigma), sigma)
             arguments |= {"height": request.height, "width": request.width}
             arguments["latents"] = start / scheduler.init_noise_sigma
         else:

@@ -23,7 +23,7 @@ class Kind(ABC, Generic[W]):
     """The phase of a job, as `timings_ms` names it, that this work belongs to."""
 
     interrupts: ClassVar[bool] = True
-    """Whether a forward of this kind delays the steps of others: such kinds run at most every other tick while others wait."""
+    """Whether it delays the steps of others: then it runs at most every other tick while they wait."""
 
     @property
     @abstractmethod
@@ -46,11 +46,11 @@ class Kind(ABC, Generic[W]):
     def run(self, works: Sequence[W]) -> Sequence[Any]:
         """One forward: the answer to each work, in order."""
 
-    def identity(self, work: W) -> Hashable | None:
+    def identity(self, work: W) -> Hashable | None:  # noqa: ARG002
         """Works with equal identities are the same work, computed once; None if it is like no other."""
         return None
 
-    def smallest(self, work: W) -> W | None:
+    def smallest(self, work: W) -> W | None:  # noqa: ARG002
         """The largest part that `run_in_parts` holds in memory at a time; None if the work has no parts."""
         return None
 

@@ -43,7 +43,7 @@ class EncodeKind(Kind[EncodeWork]):
     def identity(self, work: EncodeWork) -> Hashable:
         return work.network, work.key
 
-    def cost(self, work: EncodeWork) -> float:
+    def cost(self, work: EncodeWork) -> float:  # noqa: ARG002
         return 0  # the forward holds one image, however many ask for it
 
     def bytes(self, work: EncodeWork) -> int:
