@@ -57,8 +57,18 @@ def instructions(word: str) -> list[str]:
     return [line.removeprefix(word).strip() for line in DOCKERFILE if line.startswith(word + " ")]
 
 
-def test_handler_is_glue() -> None:
-    assert len((ROOT / "handler.py").read_text().splitlines()) <= 80
+def test_modules_stay_short() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in sources(*RUNNING, "bench", "demo", "tests/support")}
+    assert {path: count for path, count in lines.items() if count > 300} == {}
+    assert lines[ROOT / "handler.py"] <= 80
+
+
+def test_no_module_imports_a_private_name_of_another() -> None:
+    for path in sources(*RUNNING, "bench", "demo", "tests"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+                private = [alias.name for alias in node.names if re.match(r"_(?!_)", alias.name)]
+                assert not private, f"{path} imports {private} from {node.module}"
 
 
 def test_only_the_settings_read_the_environment() -> None:
@@ -77,9 +87,14 @@ def test_only_the_settings_read_the_environment() -> None:
 
 
 def test_nothing_that_runs_imports_the_handler_or_what_only_tests_have() -> None:
-    foreign = {"handler", "bench", "tests", "diffusers", "transformers", "open_clip"}
+    foreign = {"handler", "bench", "demo", "tests", "diffusers", "transformers", "open_clip"}
     for path in sources(*RUNNING):
         assert foreign.isdisjoint(imported(path)), path
+
+
+def test_tests_run_the_benchmarks_and_import_none() -> None:
+    for path in sources("tests"):
+        assert "bench" not in imported(path), path
 
 
 def test_importing_the_core_brings_neither_the_platform_nor_the_web() -> None:
