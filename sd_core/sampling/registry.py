@@ -91,6 +91,26 @@ def resolve(sampler: str | None, schedule: str | None) -> tuple[str, str]:
     return solver, resolved
 
 
+def is_sampler(name: str) -> bool:
+    """Whether `name` is any spelling of a sampler."""
+    return _known(_solver, name)
+
+
+def is_schedule(name: str) -> bool:
+    """Whether `name` is any spelling of a schedule."""
+    return _known(_schedule, name)
+
+
+def _known(lookup: Callable[[str], object], name: str) -> bool:
+    if len(name) > 100:  # the nearest name of a long one takes a while to find
+        return False
+    try:
+        lookup(name)
+    except InvalidRequest:
+        return False
+    return True
+
+
 def _letters(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p"))
 

@@ -276,7 +276,7 @@ def test_progress_is_told_before_the_response_and_never_after(service: Service, 
 def test_without_anybody_to_tell_nothing_is_observed(service: Service, engine: Any) -> None:
     response = run(service, {"prompt": "x", "preview": True})
     assert engine.observers == [None]
-    assert "preview did nothing: only jobs from RunPod's queue tell their progress" in response["warnings"]
+    assert "preview did nothing: progress is sent only for jobs from RunPod's queue" in response["warnings"]
 
 
 def test_a_full_engine_is_told(service: Service, engine: Any) -> None:
