@@ -1,4 +1,4 @@
-"""One job from its dict to its response: the way that the platform's handler and the HTTP server share."""
+"""One job from its dict to its response: what the platform's handler and the HTTP server share."""
 
 import asyncio
 import logging
@@ -20,8 +20,8 @@ from worker.progress import Send, reporting
 from worker.settings import Settings
 
 
-class Drawing(Protocol):
-    """What a job needs of the engine."""
+class JobEngine(Protocol):
+    """The part of `sd_core.Engine` that the worker uses."""
 
     @property
     def failure(self) -> Exception | None: ...
@@ -33,53 +33,53 @@ class Drawing(Protocol):
 
 @dataclass(frozen=True)
 class Service:
-    """A worker that is ready: a warmed engine, and all that is the same for every job."""
+    """A worker that is ready: a warmed engine, and what all jobs share."""
 
     settings: Settings
-    engine: Drawing
+    engine: JobEngine
     identities: Mapping[str, ModelIdentity]  # by the names of `limits.native_sizes`
     limits: Limits
     encoders: Executor = field(default_factory=new_encoders)
 
 
 class Internal(SDError):
-    """Something that no job should be able to cause. Its cause is in the log."""
+    """An error that no job should be able to cause; the log has the details."""
 
 
 async def run_job(job: Mapping[str, Any], service: Service, send: Send | None = None) -> Response:
-    """`{"input": {...}}` -> the response or the failure; raises nothing but the cancellation of its task.
+    """`{"input": {...}}` -> the response or the failure; raises only `CancelledError`, if its task is cancelled.
 
-    Where there is a `send`, it is given the messages about the job's progress, none of them after the return.
+    `send` is called with the messages about the job's progress, never after the return.
     """
     payload = job.get("input")
     uid = uid_of(payload)
-    seen: dict[str, Any] = {"requestId": job.get("id"), "uid": uid}
+    logged: dict[str, Any] = {"requestId": job.get("id"), "uid": uid}
     try:
-        response = await _generate(payload, uid, service, send, seen)
+        response = await _generate(payload, uid, service, send, logged)
     except asyncio.CancelledError:
-        job_line(logging.INFO, "job cancelled", {**seen, "outcome": "cancelled"})
+        job_line(logging.INFO, "job cancelled", {**logged, "outcome": "cancelled"})
         raise
     except SDError as error:
-        job_line(logging.ERROR, "job failed", {**seen, "outcome": error.code, "error": str(error)})
+        job_line(logging.ERROR, "job failed", {**logged, "outcome": error.code, "error": str(error)})
         return failure(error, uid)
     except MemoryError as error:
-        known = OutOfMemory("the worker's memory does not hold this job; ask for fewer or smaller pictures")
-        job_line(logging.ERROR, "job failed", {**seen, "outcome": known.code, "error": str(known)}, error)
+        known = OutOfMemory("this job does not fit into the worker's memory; ask for fewer or smaller images")
+        job_line(logging.ERROR, "job failed", {**logged, "outcome": known.code, "error": str(known)}, error)
         return failure(known, uid)
-    except Exception as error:  # noqa: BLE001 - the worker lives on, and the cause goes to the log
-        known_as = Internal("the worker failed at this job; its log names the cause under this uid")
-        job_line(logging.ERROR, "job failed", {**seen, "outcome": "internal", "error": repr(error)}, error)
-        return failure(known_as, uid)
+    except Exception as error:  # noqa: BLE001 - the worker goes on, and the cause goes to the log
+        unknown = Internal("the worker failed on this job; its log has the cause under this uid")
+        job_line(logging.ERROR, "job failed", {**logged, "outcome": "internal", "error": repr(error)}, error)
+        return failure(unknown, uid)
     timings = {"timings_ms": response["timings_ms"], "outputs": response["outputs"]}
-    job_line(logging.INFO, "job done", {**seen, "outcome": "success", **timings})
+    job_line(logging.INFO, "job done", {**logged, "outcome": "success", **timings})
     return response
 
 
-async def _generate(payload: object, uid: str, service: Service, send: Send | None, seen: dict[str, Any]) -> Response:
-    """Parse the job, load its image, generate, respond. `seen` collects what the job's line in the log says of it."""
+async def _generate(payload: object, uid: str, service: Service, send: Send | None, logged: dict[str, Any]) -> Response:
+    """Parse the job, load its image, generate, respond. `logged` collects what the log says of the job."""
     job = await _with_its_image(parse_request(payload, service.limits, uid), service.limits)
     request = job.request
-    seen |= {
+    logged |= {
         "size": f"{request.width}x{request.height}",
         "steps": request.steps,
         "sampler": job.sampler_name,
@@ -88,7 +88,7 @@ async def _generate(payload: object, uid: str, service: Service, send: Send | No
         "image_to_image": request.image is not None,
     }
     prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
-    log.debug("job to generate", extra={"fields": {**seen, **prompts}})
+    log.debug("job to generate", extra={"fields": {**logged, **prompts}})
     if job.door.preview and send is None:
         job = _with_warnings(job, "preview did nothing: progress is sent only for jobs from RunPod's queue")
     async with reporting(send, job.door.preview, job.door.uid) as observe:

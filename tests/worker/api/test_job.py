@@ -316,12 +316,12 @@ def test_init_images_is_a_list_of_one(value: Any) -> None:
     assert "is not a list of one" in problem(init_images=value)
 
 
-def test_no_picture_and_no_mask_may_be_said_with_null() -> None:
+def test_null_means_no_image_and_no_mask() -> None:
     job = parse(image=None, mask=None, init_images=None, mask_image=None)
     assert (job.source, job.door.mask, job.warnings) == (None, None, ())
 
 
-def test_pixels_are_limited_over_all_pictures() -> None:
+def test_pixels_are_limited_over_all_images() -> None:
     limits = Limits(max_pixels=256 * 256, native_sizes={"tiny": 128})
     assert parse_request({"prompt": "x", "num_images": 4}, limits).request.width == 128
     with pytest.raises(InvalidRequest, match=r"128 x 128 x 5 is 81,920 pixels.*65,536"):
@@ -330,7 +330,7 @@ def test_pixels_are_limited_over_all_pictures() -> None:
         parse_request({"prompt": "x", "width": 264, "height": 256}, limits)
 
 
-def test_pixels_are_limited_where_a_picture_will_choose_the_size() -> None:
+def test_pixels_are_limited_if_the_sent_image_decides_the_size() -> None:
     limits = Limits(max_pixels=4 * 64 * 64, native_sizes={"tiny": 512})
     job = parse_request({"prompt": "x", "image": "aGk=", "num_images": 4}, limits)
     assert (job.width, job.height) == (None, None)
@@ -355,7 +355,7 @@ def test_a_field_without_effect_brings_a_warning(fields: dict[str, Any], warning
     assert warning in text
 
 
-def test_a_model_is_chosen_by_name_and_the_size_checked_against_it() -> None:
+def test_the_size_is_checked_against_the_named_model() -> None:
     limits = Limits(max_pixels=512 * 512, native_sizes={"small": 64, "v1-5": 512, "wide": 1024})
 
     def parsed(**fields: Any) -> Request:
@@ -383,13 +383,13 @@ def test_strength_with_an_image_needs_no_warning() -> None:
     assert parse(strength=0.5, image="aGk=").warnings == ()
 
 
-def test_an_answer_carries_the_uid_that_was_sent_even_to_a_bad_job() -> None:
+def test_the_response_to_a_bad_job_carries_its_uid() -> None:
     assert uid_of({"uid": "../../etc/passwd", "steps": "x"}) == "../../etc/passwd"
     for payload in (None, [], {}, {"uid": 5}, {"uid": ""}, {"uid": "x" * 129}, {"uid": "\ud800"}):
         assert len(uid_of(payload)) == 8
 
 
-def test_no_error_quotes_a_prompt_or_a_picture() -> None:
+def test_no_error_quotes_a_prompt_or_an_image() -> None:
     secret = "s3cret"
     message = problem(
         prompt=secret + "\0",

@@ -36,7 +36,7 @@ def respond(job: Job, outputs: Path, max_bytes: int = 10_000_000) -> Response:
     return asyncio.run(success(job, result, MODEL, outputs, max_bytes, new_encoders()))
 
 
-def test_one_picture(tmp_path: Path) -> None:
+def test_one_image(tmp_path: Path) -> None:
     response = respond(parse(seed=7), tmp_path)
     assert {*response} == {
         "message", "uid", "image", "seed", "outputs", "parameters", "timings_ms", "model", "warnings"
@@ -52,7 +52,7 @@ def test_one_picture(tmp_path: Path) -> None:
     assert response["timings_ms"]["respond"] > 0
 
 
-def test_several_pictures_are_sent_once_and_in_order(tmp_path: Path) -> None:
+def test_several_images_are_sent_once_and_in_order(tmp_path: Path) -> None:
     response = respond(parse(seed=2**63 - 1, num_images=3), tmp_path)
     assert "image" not in response
     assert "seed" not in response
@@ -63,7 +63,7 @@ def test_several_pictures_are_sent_once_and_in_order(tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(opened), picture(index))
 
 
-def test_several_pictures_are_encoded_at_once_on_threads_of_their_own(
+def test_several_images_are_encoded_in_parallel_on_their_own_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(responding, "MAX_ENCODERS", 2)
@@ -95,7 +95,7 @@ def test_parameters_hold_every_resolved_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("output_format", "within"), [("png", 0), ("jpeg", 40), ("webp", 60)])
-def test_each_format_is_what_it_says(output_format: str, within: int) -> None:
+def test_each_output_format_is_written(output_format: str, within: int) -> None:
     smooth = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (64, 64, 3))
     opened = Image.open(io.BytesIO(encode(smooth, output_format, "text")))
     assert opened.format == output_format.upper()
@@ -114,7 +114,7 @@ def test_a_png_carries_its_parameters_as_the_web_ui_writes_them(tmp_path: Path) 
     )
 
 
-def test_a_response_over_the_limit_says_where_the_pictures_are(tmp_path: Path) -> None:
+def test_a_response_over_the_limit_names_the_stored_images(tmp_path: Path) -> None:
     size = len(json.dumps({"output": respond(parse(seed=7), tmp_path / "first")}))
     with pytest.raises(PayloadTooLarge) as caught:
         respond(parse(seed=7), tmp_path / "second", max_bytes=size // 2)
@@ -124,7 +124,7 @@ def test_a_response_over_the_limit_says_where_the_pictures_are(tmp_path: Path) -
     assert caught.value.code == "payload_too_large"
 
 
-def test_what_cannot_be_json_is_never_sent(tmp_path: Path) -> None:
+def test_a_response_that_is_not_json_is_never_sent(tmp_path: Path) -> None:
     job = parse()
     result = Result([picture()], [0], {"queue": float("nan")})
     with pytest.raises(ValueError, match="not JSON compliant"):
