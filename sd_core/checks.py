@@ -170,7 +170,7 @@ def _text(field: Field, value: Any) -> str:
         raise Unfit(f"has {len(value):,} characters, at most {field.max_length:,} are allowed")
     if field.min_length is not None and len(value) < field.min_length:
         raise Unfit(f"has {len(value):,} characters, at least {field.min_length:,} are needed" if value else "is empty")
-    if not is_unicode(value):
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
         raise Unfit("holds characters that are not valid Unicode (lone surrogates)")
     if "\0" in value and not field.any_character:
         raise Unfit(f"holds a NUL character at position {value.index(chr(0))}")
@@ -241,7 +241,3 @@ def same(one: object, other: object) -> bool:
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return one is other
     return isinstance(one, bool) == isinstance(other, bool) and one == other
-
-
-def is_unicode(text: str) -> bool:
-    return not any(0xD800 <= ord(character) <= 0xDFFF for character in text)

@@ -2,7 +2,6 @@ import asyncio
 import base64
 import io
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from PIL import Image
 from sd_core.errors import OutOfMemory
 from sd_core.request import MAX_SEED
 from tests.support.pictures import picture_of
-from worker.api import response as respond
 from worker.identity import ModelIdentity
 from worker.log import configure
 from worker.service import Service, run_job
@@ -187,74 +185,6 @@ def test_a_too_large_response_names_the_stored_images(make_service: Callable[...
     assert response["error_code"] == "payload_too_large"
     (stored,) = (tmp_path / "outputs").iterdir()
     assert str(stored) in response["error"]
-
-
-def test_cancelling_a_job_cancels_its_future(service: Service, engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    configure("INFO")
-    engine.hangs = True
-
-    async def cancel_while_drawing() -> None:
-        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x", "uid": "u"}}, service))
-        assert await asyncio.to_thread(engine.asked.wait, 10)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancel_while_drawing())
-    assert engine.hanging.cancelled()
-    (line,) = lines(capsys)
-    assert (line["outcome"], line["uid"]) == ("cancelled", "u")
-
-
-def test_cancelling_a_job_while_it_is_encoded_stores_nothing(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, cancelled = threading.Event(), threading.Event()
-    real = respond.encode
-
-    def encode_slowly(*arguments: Any) -> bytes:
-        begun.set()
-        assert cancelled.wait(60)
-        return real(*arguments)
-
-    monkeypatch.setattr(respond, "encode", encode_slowly)
-
-    async def cancel_while_encoding() -> None:
-        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service))
-        assert await asyncio.to_thread(begun.wait, 60)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        cancelled.set()
-
-    asyncio.run(cancel_while_encoding())
-    service.encoders.shutdown()
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_cancelling_a_job_whose_progress_is_being_sent(service: Service, engine: Any) -> None:
-    engine.hangs = True
-    begun, ended = asyncio.Event(), asyncio.Event()
-
-    async def hang(_message: Any) -> None:
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async def cancel_while_sending() -> None:
-        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service, hang))
-        assert await asyncio.to_thread(engine.asked.wait, 60)
-        engine.tell(1)
-        await begun.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert ended.is_set()
-
-    asyncio.run(cancel_while_sending())
-    assert engine.hanging.cancelled()
 
 
 def test_progress_is_sent_before_the_response_and_never_after(service: Service, engine: Any) -> None:

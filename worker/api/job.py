@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from sd_core.checks import Checked, check, is_unicode, require, shorten
+from sd_core.checks import Checked, Unfit, check, check_value, require, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, Source, make, option
 from sd_core.pipeline.complete import complete, find_model, without_effect
 from sd_core.request import MIN_SIDE, Request
 from sd_core.sampling.registry import a1111_label, is_sampler, is_schedule, joined_name
-
-MAX_UID = 128
 
 T = TypeVar("T")
 
@@ -29,7 +27,7 @@ class Door:
     uid: str = option(
         filled="8 random hex digits",
         min_length=1,
-        max_length=MAX_UID,
+        max_length=128,
         any_character=True,
         shown=False,
         meaning="comes back unchanged",
@@ -99,11 +97,13 @@ def new_uid() -> str:
 
 
 def uid_of(payload: object) -> str:
-    """The uid that an answer to `payload` carries, also where it is refused: its own, if valid."""
+    """The uid of the response to `payload`, even to an invalid one: its own if that is valid, else a new one."""
     uid = payload.get("uid") if isinstance(payload, dict) else None
-    if isinstance(uid, str) and 1 <= len(uid) <= MAX_UID and is_unicode(uid):
-        return uid
-    return new_uid()
+    try:
+        checked: str = check_value(JOB["uid"], uid)
+    except Unfit:
+        return new_uid()
+    return checked
 
 
 def parse_request(payload: object, limits: Limits, uid: str | None = None, record: Record = JOB) -> Job:
@@ -115,7 +115,7 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
         raise InvalidRequest("input: is missing; it holds the job's fields, at least prompt")
     if not isinstance(payload, dict):
         raise InvalidRequest(f"input: {shorten(payload)} is not an object of fields")
-    checked = check(record, payload, meant=_meant(payload))
+    checked = check(record, payload, meant=_meant(payload, record))
     values, problems = checked.values, list(checked.problems)
     first_model = next(iter(limits.native_sizes))
     model = _attempt(problems, lambda: find_model(values["model"], limits.native_sizes)) or first_model
@@ -135,13 +135,13 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     return Job(request, door, values["image"], values["width"], values["height"], warnings)
 
 
-def _meant(payload: Mapping[Any, Any]) -> dict[str, str]:
+def _meant(payload: Mapping[Any, Any], record: Record) -> dict[str, str]:
     """Which field `scheduler` means, which other tools use for a sampler or for a schedule.
 
     Beside a sampler it is the schedule. Alone it is the sampler, unless it names a schedule and no sampler.
     """
     value = payload.get("scheduler")
-    names = {"sampler", *JOB["sampler"].aliases} - {"scheduler"}
+    names = {"sampler", *record["sampler"].aliases} - {"scheduler"}
     samplers = [payload.get(name) for name in names]
     if any(sampler is not None and sampler != value for sampler in samplers):
         return {"scheduler": "schedule"}
@@ -150,7 +150,7 @@ def _meant(payload: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def _attempt(problems: list[str], attempt: Callable[[], T]) -> T | None:
-    """What `attempt` returns; None if it raises `InvalidRequest`, whose text joins the problems."""
+    """What `attempt` returns; None if it raises `InvalidRequest`, whose text is added to the problems."""
     try:
         return attempt()
     except InvalidRequest as error:
@@ -170,7 +170,7 @@ def _check_pixels(values: Mapping[str, Any], native_size: int, max_pixels: int) 
         # The missing sides will be chosen to fit, if anything fits.
         min_pixels = (width or MIN_SIDE) * (height or MIN_SIDE) * count
         if min_pixels > max_pixels:
-            raise InvalidRequest(f"num_images: {count} pictures are at least {min_pixels:,} pixels, {limit}")
+            raise InvalidRequest(f"num_images: {count} images are at least {min_pixels:,} pixels, {limit}")
         return
     width, height = width or native_size, height or native_size
     pixels = width * height * count
