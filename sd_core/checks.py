@@ -15,7 +15,7 @@ from sd_core.fields import Field, Record, Source, make
 MAX_PROBLEMS = 30
 
 # What a PIL image may be: with transparency or deeper levels, it is the sender who knows what they should become.
-PICTURE_MODES = ("RGB", "L")
+IMAGE_MODES = ("RGB", "L")
 
 NO_NAMES: Mapping[str, str] = {}
 
@@ -124,7 +124,7 @@ def check_value(field: Field, value: Any) -> Any:
             raise Unfit(f"{described(field, value)} is not true or false")
         return value
     if field.type is np.ndarray:
-        return _picture(field, value)
+        return _image(field, value)
     raise Unfit(f"{described(field, value)} is not an object of fields")
 
 
@@ -177,16 +177,16 @@ def _text(field: Field, value: Any) -> str:
     return value
 
 
-def _picture(field: Field, value: Any) -> Any:
+def _image(field: Field, value: Any) -> Any:
     if isinstance(value, Image.Image):
-        if value.mode in PICTURE_MODES:
+        if value.mode in IMAGE_MODES:
             return value
-        raise Unfit(f"a PIL image of mode {value.mode} is not one of {' or '.join(PICTURE_MODES)}")
+        raise Unfit(f"a PIL image of mode {value.mode} is not one of {' or '.join(IMAGE_MODES)}")
     if isinstance(value, np.ndarray):
         if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3 and value.size:
             return value
-        raise Unfit(f"an array of {value.dtype} {value.shape} is not a picture: uint8 (height, width, 3)")
-    raise Unfit(f"{described(field, value)} is not a picture: a PIL image or an array uint8 (height, width, 3)")
+        raise Unfit(f"an array of {value.dtype} {value.shape} is not an image: uint8 (height, width, 3)")
+    raise Unfit(f"{described(field, value)} is not an image: a PIL image or an array uint8 (height, width, 3)")
 
 
 def limits_of(field: Field) -> str:

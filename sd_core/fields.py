@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 ToText = Callable[[Any], str | None]
-"""An instance of the dataclass -> the text after a field's label, or None where the field is left out of it."""
+"""An instance of the dataclass -> the text after a field's label, or None to leave the field out."""
 
 FromText = Callable[[str], Mapping[str, Any]]
-"""The text after a label -> values by field name. Raises `ValueError` for a text that is none."""
+"""The text after a label -> values by field name. Raises `ValueError` if the text is malformed."""
 
 Source = typing.NewType("Source", str)
-"""Where a picture comes from: base64, a data URI or a URL."""
+"""Where an image comes from: base64, a data URI or a URL."""
 
 KEY = "field"
 R = TypeVar("R")
@@ -36,16 +36,18 @@ R = TypeVar("R")
 class Field:
     """One field of a record.
 
-    A field without a `default` is required, unless `filled` says, for the reader, what is filled in where it is left
-    out; then, and where it is left out by null, its checked value is None.
+    A field without a `default` is required, unless `filled` describes, for the docs, what the program fills in if the
+    field is left out; its checked value is then None.
 
-    `type` is str, int, float, bool, `np.ndarray` (a picture), `Source` or a dataclass of further fields, which are in
-    `record`.
-    `low`, `high` and `above` (exclusive) bound a number, `min_length` and `max_length` a text.
-    `aliases` are other names of the field; `name[0]` is a list of exactly one value.
-    `label` is the field's name in an infotext; `to_text` and `from_text` are for a text that is not just the value.
-    The value of a `private` field never appears in an error. A field that `acts_with` others does nothing without any
-    of them. `any_character` allows NUL in a text. A response's parameters hold the field unless it is not `shown`.
+    - `type` is str, int, float, bool, `np.ndarray` (an image), `Source`, or a dataclass, whose fields are in `record`.
+    - `low`, `high` and `above` (exclusive) bound a number, `min_length` and `max_length` a text.
+    - Null in a `nullable` field means left out.
+    - `aliases` are other names of the field; `name[0]` is a list of exactly one value.
+    - `label` is the field's name in an infotext; `to_text` and `from_text` are for a text that is not just the value.
+    - The value of a `private` field never appears in an error.
+    - `acts_with` names fields; without a value in any of them, this one has no effect.
+    - `any_character` allows NUL in a text.
+    - A field that is not `shown` is left out of a response's parameters.
     """
 
     name: str = ""
@@ -77,15 +79,15 @@ class Field:
 
     @property
     def left_out(self) -> Any:
-        """The checked value of the field where it is left out."""
+        """The checked value of the field if it is left out."""
         return None if self.filled else self.default
 
 
 def option(default: Any = MISSING, *, filled: str = "", **described: Any) -> Any:
-    """A dataclass field with what `Field` knows of it: `steps: int = option(25, low=1, high=150)`.
+    """A dataclass field that is described by `Field`'s attributes: `steps: int = option(25, low=1, high=150)`.
 
-    With `filled`, `default` is the dataclass's own alone: a checked value is None until it is filled in. Raises
-    `TypeError` for what `Field` does not have.
+    With `filled`, `default` is only the constructor's: a checked value is None until it is filled in. Raises
+    `TypeError` for an attribute that `Field` does not have.
     """
     field = Field(default=default, filled=filled, **described)
     return dataclasses.field(default=default, metadata={KEY: field})
@@ -100,8 +102,10 @@ class Record:
 
     @classmethod
     def of(cls, *owners: type) -> "Record":
-        """The record of all lines of these dataclasses that are made by `option`. Raises `ValueError` where two
-        fields share a name or an alias."""
+        """The record of all lines of these dataclasses that are made by `option`.
+
+        Raises `ValueError` if two fields share a name or an alias.
+        """
         return cls(tuple(field for owner in owners for field in _fields_of(owner)), owners)
 
     def __post_init__(self) -> None:
@@ -114,7 +118,7 @@ class Record:
         return iter(self.fields)
 
     def __getitem__(self, name: str) -> Field:
-        return next(field for field in self.fields if field.name == name)
+        return {field.name: field for field in self.fields}[name]
 
     @property
     def names(self) -> dict[str, Field]:
@@ -129,7 +133,7 @@ class Record:
         return replace(self, fields=tuple(field if known.name == field.name else known for known in self.fields))
 
     def with_sources(self) -> "Record":
-        """A copy in which each picture is the string that it comes from."""
+        """A copy in which each image is the string that it comes from."""
         return replace(self, fields=tuple(_with_source(field) for field in self.fields))
 
 

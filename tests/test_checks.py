@@ -26,7 +26,7 @@ class Everything:
     code: str = option("abc", min_length=3)
     raw: str = option("", any_character=True)
     pair: int = option(2, multiple_of=2)
-    picture: np.ndarray | None = option(None, aliases=("pictures[0]",))
+    picture: np.ndarray | None = option(None, aliases=("pictures[0]",), private=True)
     hires: Hires | None = option(None)
 
 
@@ -84,7 +84,7 @@ def test_good_values(name: str, value: Any, expected: Any) -> None:
         ("code", "ab", "code: has 2 characters, at least 3 are needed"),
         ("code", "ab\0", "code: holds a NUL character at position 2"),
         ("pair", 3.0, "pair: 3 is not a multiple of 2; the nearest are 2 and 4"),
-        ("picture", 5, "picture: 5 is not a picture: a PIL image or an array uint8 (height, width, 3)"),
+        ("picture", 5, "picture: 5 is not an image: a PIL image or an array uint8 (height, width, 3)"),
         ("pictures", 5, "pictures: 5 is not a list of one"),
         ("pictures", [1, 2], "pictures: a list of 2 is not a list of one"),
         ("hires", 5, "hires: 5 is not an object of fields"),
@@ -120,7 +120,11 @@ def test_a_picture_is_a_plain_array_or_a_pil_image() -> None:
         assert value_of("picture", image) is image
     assert problem("picture", Image.new("RGBA", (6, 4))) == "picture: a PIL image of mode RGBA is not one of RGB or L"
     for bad in (array.astype(np.float32), array[..., 0], np.zeros((0, 6, 3), np.uint8), np.zeros((4, 6, 4), np.uint8)):
-        assert "is not a picture" in problem("picture", bad)
+        assert "is not an image" in problem("picture", bad)
+
+
+def test_the_value_of_a_private_field_is_never_quoted() -> None:
+    assert problem("picture", "s3cret").startswith("picture: a string of 6 characters is not an image")
 
 
 def test_the_same_array_by_two_names_is_one_value() -> None:

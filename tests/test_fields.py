@@ -53,6 +53,11 @@ def test_every_name_leads_to_its_field() -> None:
     }  # fmt: skip
 
 
+def test_a_name_that_is_no_fields_is_a_key_error() -> None:
+    with pytest.raises(KeyError, match="share"):
+        RECORD["share"]
+
+
 def test_two_fields_cannot_share_a_name() -> None:
     with pytest.raises(ValueError, match="share"):
         RECORD.with_field(replace(RECORD["side"], aliases=("share",)))

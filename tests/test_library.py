@@ -70,7 +70,11 @@ def test_wrong_arguments_are_all_named() -> None:
     with pytest.raises(sd_core.InvalidRequest) as caught:
         sd_core.load(DEMO, "cpu").generate("a cat", steps=0, sede=1, image="file.png")
     message = str(caught.value)
-    for part in ("steps: 0 is not a whole number", "did you mean seed?", "image: a string of 8 characters is not a"):
+    for part in (
+        "steps: 0 is not a whole number",
+        "did you mean seed?",
+        "image: a string of 8 characters is not an image",
+    ):
         assert part in message
 
 

@@ -113,7 +113,7 @@ def _with_warnings(job: Job, *warnings: str) -> Job:
 
 
 async def _with_its_image(job: Job, limits: Limits) -> Job:
-    """The job with its image fetched, decoded and resized, where it has one, and with warnings about that."""
+    """The job with its image, if it has one, fetched, decoded and resized, and with warnings about it."""
     if job.source is None:
         return job
     source = job.source.strip()

@@ -25,7 +25,7 @@ R = TypeVar("R", bound=Request)
 def find_model(name: str | None, known: Collection[str]) -> str:
     """The loaded model that is meant by `name`, as A1111 writes it too: `name.safetensors [hash]`; None is the first.
 
-    Raises `InvalidRequest` with the nearest name, or with all of them where they are few.
+    Raises `InvalidRequest` with the nearest name, or with all of them if they are few.
     """
     if name is None:
         return next(iter(known))

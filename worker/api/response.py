@@ -31,7 +31,7 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 MAX_ENCODERS = 4
 
-# Left out where a response is printed: pictures and prompts, which a warning may quote.
+# Left out of a printed response: images and prompts, which a warning may quote.
 UNPRINTED = ("image", "images", "parameters", "warnings")
 
 
@@ -79,12 +79,12 @@ async def success(
         )
     )
     stored = await on_encoders(store, outputs, job.door.uid, files, job.door.output_format)
-    pictures = await on_encoders(_in_base64, files)
-    single = len(pictures) == 1
+    images = await on_encoders(_in_base64, files)
+    single = len(images) == 1
     response = Response(
         message="success",
         uid=job.door.uid,
-        **({"image": pictures[0]} if single else {"images": pictures}),
+        **({"image": images[0]} if single else {"images": images}),
         **({"seed": result.seeds[0]} if single else {"seeds": result.seeds}),
         outputs=[str(path) for path in stored],
         parameters=parameters(job),
@@ -107,8 +107,8 @@ def _check_size(response: Response, max_bytes: int) -> None:
     size = len(json.dumps({"output": response}, allow_nan=False))
     if size > max_bytes:
         raise PayloadTooLarge(
-            f"the response has {size:,} bytes, over the limit of {max_bytes:,}; ask for fewer or smaller pictures, or "
-            f"for output_format jpeg or webp. The pictures are stored: {', '.join(response['outputs'])}"
+            f"the response has {size:,} bytes, over the limit of {max_bytes:,}; ask for fewer or smaller images, or "
+            f"for output_format jpeg or webp. The images are stored: {', '.join(response['outputs'])}"
         )
 
 
