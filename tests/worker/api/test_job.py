@@ -114,7 +114,6 @@ def test_other_names_of_strength(alias: str) -> None:
         ({"sampler": "euler", "scheduler": "Karras"}, "euler_karras"),
         ({"sampler_name": "Euler", "scheduler": "karras", "schedule": "karras"}, "euler_karras"),
         ({"scheduler": "default"}, "dpmpp_2m"),
-        ({"scheduler": "Automatic"}, "dpmpp_2m"),
         ({"scheduler": "K_EULER"}, "euler"),
         ({"scheduler": "DDIM"}, "ddim"),
         ({"scheduler": "K_EULER", "schedule": "karras"}, "euler_karras"),
