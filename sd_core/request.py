@@ -130,8 +130,9 @@ class Result:
 class Progress:
     """How far a running job is: every image of it has done `step` of its `steps` steps.
 
-    `percent` counts the network calls of all its images, because a step of some samplers takes several. `preview` renders its first image as it would be if it ended here,
-    uint8 (H / 8, W / 8, 3); it blocks on the device, so call it on neither the engine's thread nor an event loop.
+    `percent` counts the network calls of all its images, because a step of some samplers takes several. `preview`
+    renders its first image as it would be if it ended here, uint8 (H / 8, W / 8, 3); it blocks on the device, so call
+    it on neither the engine's thread nor an event loop.
     """
 
     step: int
