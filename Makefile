@@ -23,7 +23,7 @@ FREEZE = $(PINS)/bin/python -m pip freeze --all --exclude pip --exclude wheel | 
 	-e 's/^(torch==[0-9.]+)\+.*/\1/' -e 's/^backports\.zstd==.*/& ; python_version < "3.14"/'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak coverage check format bench judge demo-weights wheel hooks pins clean
+.PHONY: help demo test test-all soak coverage check format bench docs judge demo-weights wheel hooks pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ format: $(VENV)/.dev ## apply the formatter and the linter's safe fixes
 
 bench: $(VENV)/.dev ## measure, beside diffusers at v1.5's size (long, 12 GB); BENCH="step vae" selects
 	for script in $(BENCH); do $(BIN)/python -m bench.$$script $(ARGS) || exit 1; done
+
+docs: $(VENV)/.dev ## write the table of a job's fields in docs/api.md anew, from the code
+	$(BIN)/python -m worker.api.docs
 
 judge: $(VENV)/.dev ## count how often the demo model generates what its prompts say
 	$(BIN)/python -m demo.judge $(ARGS)

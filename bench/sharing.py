@@ -45,8 +45,7 @@ def measure_sharing(
     size = model.info.native_size
     request = Request(prompt, seed=0, width=size, height=size, steps=steps)
     requests = [
-        replace(request, seed=seed, guidance_scale=1.0 if (seed + 1) % UNGUIDED_EVERY == 0 else 7.5)
-        for seed in range(batch)
+        replace(request, seed=seed, scale=1.0 if (seed + 1) % UNGUIDED_EVERY == 0 else 7.5) for seed in range(batch)
     ]
     shared, alone = Engine([model], batch, packages=packages), Engine([model], 1, packages=packages)
     try:

@@ -38,22 +38,23 @@ def clip_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_model(folder: Path, architecture: Architecture) -> Path:
+    """A random checkpoint, with a tokenizer of bytes alone beside it."""
+    write_tokenizer(folder, [])
+    write_checkpoint(folder / "tiny.safetensors", architecture, torch.float32)
+    return folder / "tiny.safetensors"
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random v1 checkpoint that draws in a moment, with a tokenizer of bytes alone beside it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tokenizer(folder, [])
-    write_checkpoint(folder / "tiny.safetensors", TINY, torch.float32)
-    return folder / "tiny.safetensors"
+    """A checkpoint that generates in a moment, with every kind of part."""
+    return write_model(tmp_path_factory.mktemp("tiny"), TINY)
 
 
 @pytest.fixture(scope="session")
 def smallest_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of worker processes, of the quickest architecture, with a tokenizer of bytes alone beside it."""
-    folder = tmp_path_factory.mktemp("smallest")
-    write_tokenizer(folder, [])
-    write_checkpoint(folder / "tiny.safetensors", SMALLEST, torch.float32)
-    return folder / "tiny.safetensors"
+    """The checkpoint of worker processes: the quickest."""
+    return write_model(tmp_path_factory.mktemp("smallest"), SMALLEST)
 
 
 @pytest.fixture(scope="session")

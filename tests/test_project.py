@@ -188,7 +188,7 @@ def test_hub_tests_are_jobs_that_the_demo_model_draws() -> None:
     environment = {entry["key"]: entry["value"] for entry in tests["config"]["env"]}
     assert environment["SD_WEIGHTS"] == "/app/demo/weights"
     for case in tests["tests"]:
-        parse_request(case["input"], Limits(settings.DEFAULT_MAX_PIXELS, 128))
+        parse_request(case["input"], Limits(settings.DEFAULT_MAX_PIXELS, {"demo": 128}))
 
 
 def test_make_lists_every_target_with_a_line_of_help() -> None:

@@ -126,7 +126,8 @@ def _load(settings: Settings, found: Found, phases: Phases) -> Service:
         "start_ms": phases.milliseconds(),
     }
     log.log.info("ready", extra={"fields": about})
-    return Service(settings, engine, identity, Limits(settings.max_pixels, model.info.native_size))
+    limits = Limits(settings.max_pixels, {model.info.name: model.info.native_size})
+    return Service(settings, engine, {model.info.name: identity}, limits)
 
 
 def _end_process(error: Exception) -> None:

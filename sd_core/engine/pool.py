@@ -59,7 +59,7 @@ class Pool:
             return self.default
         if name not in self.models:
             near = difflib.get_close_matches(name, self.models, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise InvalidRequest(f"model {name[:60]!r} is not loaded{hint} Loaded: {', '.join(self.models)}")
         return self.models[name]
 

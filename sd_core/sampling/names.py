@@ -75,6 +75,10 @@ class Registry:
         """Whether this is a spelling of a schedule, "Automatic" included."""
         return fold(name) in self._schedule_spellings
 
+    def is_sampler(self, name: str) -> bool:
+        """Whether this is a spelling of a sampler, with or without a schedule in it."""
+        return name in self._ids or fold(name) in self._sampler_spellings
+
     def schedule_names(self) -> list[str]:
         return list(self.schedules)
 

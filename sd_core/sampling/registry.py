@@ -32,6 +32,7 @@ SOLVERS = REGISTRY.solvers
 
 resolve = REGISTRY.resolve
 is_schedule = REGISTRY.is_schedule
+is_sampler = REGISTRY.is_sampler
 sampler_names = REGISTRY.sampler_names
 schedule_names = REGISTRY.schedule_names
 a1111_label = REGISTRY.a1111_label

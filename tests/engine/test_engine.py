@@ -96,7 +96,7 @@ def test_cancelling_ends_a_job_while_it_is_drawn(engine: Engine, monkeypatch: py
 
 
 def test_a_job_that_arrives_joins_the_next_forward(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = replace(REQUEST, seed=9, steps=2, sampler="dpmpp_2m", guidance_scale=1.0)
+    other = replace(REQUEST, seed=9, steps=2, sampler="dpmpp_2m", scale=1.0)
     with held_up(monkeypatch) as (begun, sizes):
         first = engine.submit(REQUEST)
         assert begun.wait(60)
@@ -234,7 +234,7 @@ requests = st.builds(
     width=st.sampled_from([64, 72]),
     height=st.just(64),
     steps=st.integers(1, 5),
-    guidance_scale=st.sampled_from([1.0, 4.0]),
+    scale=st.sampled_from([1.0, 4.0]),
     sampler=st.sampled_from(sorted(SOLVERS)),
     schedule=st.just("default"),
     num_images=st.integers(1, 3),

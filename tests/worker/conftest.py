@@ -34,7 +34,8 @@ def make_service(engine: StandInEngine, tmp_path: Path) -> Callable[..., Service
     def make(**environ: str) -> Service:
         settings: Settings = read_settings({"SD_OUTPUTS": str(tmp_path / "outputs"), **environ})
         identity = ModelIdentity("tiny", "ab" * 32, tmp_path / "tiny.safetensors")
-        return Service(settings, engine, identity, Limits(settings.max_pixels, NATIVE_SIZE))
+        limits = Limits(settings.max_pixels, {"tiny": NATIVE_SIZE})
+        return Service(settings, engine, {"tiny": identity}, limits)
 
     return make
 

@@ -189,9 +189,9 @@ def test_a_gpu_that_torch_cannot_use_ends_the_start_on_runpod(
 
 def test_a_started_worker_draws(tmp_path: Path, tiny_weights: Path) -> None:
     service = start(read(tmp_path, SD_WEIGHTS=str(tiny_weights.parent), SD_DEVICE="cpu", SD_MAX_PIXELS="8192"))
-    assert (service.limits.native_size, service.limits.max_pixels) == (64, 8192)
-    assert service.model.name == "tiny"
-    result = service.engine.submit(Request("a cat", 1, 64, 72, steps=1)).result()
+    assert (service.limits.native_sizes, service.limits.max_pixels) == ({"tiny": 64}, 8192)
+    assert service.identities["tiny"].name == "tiny"
+    result = service.engine.submit(Request("a cat", seed=1, width=64, height=72, steps=1)).result()
     assert result.images[0].shape == (72, 64, 3)
     service.engine.close()
 
@@ -205,7 +205,7 @@ def test_a_lone_ckpt_is_converted_beside_itself(tmp_path: Path, tiny_weights: Pa
     for _ in range(2):  # the second start finds the first one's file
         service = start(read(tmp_path, SD_WEIGHTS=str(directory), SD_DEVICE="cpu"))
         service.engine.close()
-        assert service.model.describe() == {
+        assert service.identities["v1-5-pruned-emaonly"].describe() == {
             "name": "v1-5-pruned-emaonly",
             "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         }

@@ -3,14 +3,12 @@
 import base64
 import binascii
 import io
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sd_core.errors import InvalidImage
-from worker.api.fields import LARGEST_SIDE, SMALLEST_SIDE
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_PIXELS = 50_000_000
@@ -119,36 +117,3 @@ def _deep_gray_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode != "F" and isinstance(clear := image.info.get("transparency"), int):
         gray[levels == clear] = 255
     return Image.fromarray(gray).convert("RGB")
-
-
-def choose_size(own: tuple[int, int], width: int | None, height: int | None, max_pixels: int) -> tuple[int, int]:
-    """The size to draw a picture of size `own` at, of at most `max_pixels`, which are at least 64 x 64.
-
-    Asked for both sides: those. For one: the other keeps the picture's aspect. For none: the picture's own
-    size, brought into the limits with its aspect kept. Always multiples of 8 from 64 to 2048, rounded down.
-    """
-    if width is not None and height is not None:
-        return width, height
-    own_width, own_height = own
-    if width is not None:
-        return width, _fit(own_height * width / own_width, max_pixels // width)
-    if height is not None:
-        return _fit(own_width * height / own_height, max_pixels // height), height
-    scale = min(1.0, LARGEST_SIDE / max(own), math.sqrt(max_pixels / (own_width * own_height)))
-    scale = max(scale, min(SMALLEST_SIDE / min(own), LARGEST_SIDE / max(own)))
-    short = _fit(min(own) * scale, max_pixels // SMALLEST_SIDE)
-    long = _fit(max(own) * scale, max_pixels // short)
-    return (short, long) if own_width <= own_height else (long, short)
-
-
-def _fit(side: float, most: int) -> int:
-    """`side` rounded down to a multiple of 8 within 64, 2048 and `most`."""
-    rounded = math.floor(min(side, most, LARGEST_SIDE) / 8 + 1e-6) * 8
-    return max(SMALLEST_SIDE, rounded)
-
-
-def resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """RGB -> uint8 (height, width, 3) at `size` (width, height)."""
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    return np.array(image, dtype=np.uint8)

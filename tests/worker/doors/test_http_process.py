@@ -37,7 +37,7 @@ def test_the_server_loads_draws_and_stops(start_worker: Start, free_port: int) -
     assert response.status_code == 200
     with Image.open(io.BytesIO(base64.b64decode(response.json()["image"]))) as image:
         assert image.size == (64, 72)
-    assert requests.post(f"{url}/inference", json={"prompt": ""}, timeout=300).status_code == 400
+    assert requests.post(f"{url}/inference", json={}, timeout=300).status_code == 400
     assert [line["outcome"] for line in worker.lines() if "outcome" in line] == ["success", "invalid_input"]
     assert "s3cret" not in worker.printed
     worker.end()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sd_core.errors import InvalidImage
 from worker.io import pictures as inputs
-from worker.io.pictures import choose_size, decode_base64, decode_picture, is_url, resized
+from worker.io.pictures import decode_base64, decode_picture, is_url
 
 RED, GREEN, BLUE = (220, 40, 40), (40, 170, 70), (50, 90, 220)
 
@@ -228,57 +228,3 @@ def test_urls_are_told_from_base64() -> None:
     assert is_url("HTTP://example.com/x.png")
     assert not is_url("httpabcd")
     assert not is_url("ftp://example.com/x.png")
-
-
-PLENTY = 2048 * 2048
-
-
-@pytest.mark.parametrize(
-    ("own", "width", "height", "expected"),
-    [
-        ((512, 384), None, None, (512, 384)),
-        ((515, 391), None, None, (512, 384)),
-        ((4096, 2048), None, None, (2048, 1024)),
-        ((3000, 4000), None, None, (1536, 2048)),
-        ((100, 32), None, None, (200, 64)),
-        ((1, 1), None, None, (64, 64)),
-        ((10, 4000), None, None, (64, 2048)),
-        ((4000, 10), None, None, (2048, 64)),
-        ((512, 384), 256, 128, (256, 128)),
-        ((512, 384), 256, None, (256, 192)),
-        ((512, 384), None, 192, (256, 192)),
-        ((4000, 10), None, 512, (2048, 512)),
-        ((4000, 10), 512, None, (512, 64)),
-    ],
-)
-def test_the_size_that_is_drawn(
-    own: tuple[int, int], width: int | None, height: int | None, expected: tuple[int, int]
-) -> None:
-    assert choose_size(own, width, height, PLENTY) == expected
-
-
-def test_the_pixel_limit_shrinks_a_picture_with_its_aspect_kept() -> None:
-    assert choose_size((2048, 1024), None, None, 512 * 256) == (512, 256)
-
-
-sides = st.integers(1, 8000)
-
-
-@given(sides, sides, st.integers(64 * 64, PLENTY), st.none() | st.integers(8, 256).map(lambda n: n * 8))
-def test_every_size_is_within_the_limits(own_width: int, own_height: int, most: int, width: int | None) -> None:
-    if width is not None and width * 64 > most:
-        width = None
-    chosen = choose_size((own_width, own_height), width, None, most)
-    assert all(side % 8 == 0 and 64 <= side <= 2048 for side in chosen)
-    assert chosen[0] * chosen[1] <= most
-    if min(chosen) > 64 and max(chosen) < 2048:
-        assert width is not None or chosen[0] / chosen[1] == pytest.approx(own_width / own_height, rel=0.13)
-
-
-def test_resizing_gives_the_engines_array() -> None:
-    pixels = resized(halves(RED, BLUE), (128, 72))
-    assert (pixels.shape, pixels.dtype) == ((72, 128, 3), np.uint8)
-    assert tuple(pixels[36, 10]) == RED
-    assert tuple(pixels[36, 118]) == BLUE
-    assert pixels.flags.writeable
-    assert np.array_equal(resized(halves(RED, BLUE), (64, 32)), np.asarray(halves(RED, BLUE)))
