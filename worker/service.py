@@ -14,8 +14,9 @@ from sd_core.request import Observe, Request, Result
 from worker.api.job import Limits, ParsedJob, parse_request, uid_of
 from worker.api.response import Response, failure, new_encoders, success
 from worker.identity import ModelIdentity
-from worker.io.fetch import fetch
-from worker.io.pictures import choose_size, decode_base64, decode_picture, is_url, resized
+from worker.io.data_uri import decode_base64
+from worker.io.fetch import fetch, is_url
+from worker.io.pictures import choose_size, decode_picture, resized
 from worker.log import job_line, log
 from worker.progress import Send, reporting
 from worker.settings import Settings
