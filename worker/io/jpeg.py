@@ -23,7 +23,8 @@ XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # not the stuffed zeros and restart markers of a scan
 MAX_SEGMENTS = 100_000
-PROBE = bytes((37 * index + 11) % 251 for index in range(256))  # varied bytes, none of them 0xff
+# Varied bytes, none of them 0xff. A decoder fills up with zeros, so these begin with other bits: 1010, 0101, 1100.
+PROBES = tuple(bytes((first + 37 * index) % 255 for index in range(256)) for first in (0xA5, 0x5A, 0xC3))
 COMPARED_ROWS = 256
 
 
@@ -99,21 +100,28 @@ def _load(data: bytes) -> Image.Image:
 def _decode_without_end(data: bytes) -> Image.Image:
     """Decode a file that lacks its end marker but no image data; raise `InvalidImage` if image data is missing.
 
-    The decoder itself fills a cut scan up without a word. But bytes appended to a complete scan change no pixel,
-    while in a cut one they are decoded in place of the missing ones. So two endings must give the same pixels.
+    The decoder itself completes a cut scan silently. But bytes appended to a complete scan change no pixel, while in a
+    cut one they are decoded in place of the missing ones. So each way to end the file must give the same pixels.
     """
     data = data.rstrip(b"\xff")
     if not _has_all_scans(data):
         raise _cut()
     try:
-        image, probe = _load(data + END), _load(data + PROBE + END)
+        image = _load(data + END)
+        for probe in PROBES:
+            if not _equal(image, _load(data + probe + END)):
+                raise _cut()
     except OSError as error:
         raise _cut() from error
-    for top in range(0, image.height, COMPARED_ROWS):
-        box = (0, top, image.width, min(top + COMPARED_ROWS, image.height))
-        if image.crop(box).tobytes() != probe.crop(box).tobytes():
-            raise _cut()
     return image
+
+
+def _equal(one: Image.Image, other: Image.Image) -> bool:
+    for top in range(0, one.height, COMPARED_ROWS):
+        box = (0, top, one.width, min(top + COMPARED_ROWS, one.height))
+        if one.crop(box).tobytes() != other.crop(box).tobytes():
+            return False
+    return True
 
 
 def _has_all_scans(data: bytes) -> bool:

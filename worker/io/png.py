@@ -22,6 +22,10 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_METADATA = 1 << 20  # bytes that a compressed text may expand to; only the orientation is looked for in it
 MAX_CHUNKS = 100_000
 GRAY, RGB = 0, 2  # colour types
+SAMPLES = {GRAY: 1, RGB: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
+INFLATED_BLOCK = 1 << 20
+# Of the seven passes of an interlaced image: the first column and row, the steps across and down.
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 EXIF_TEXTS = frozenset({b"Raw profile type exif", b"Raw profile type APP1"})
 XMP_TEXT = b"XML:com.adobe.xmp"
 
@@ -120,8 +124,8 @@ def _first_image(
     if len(control) != 26:
         raise InvalidImage("image: the PNG is broken: its first frame has no valid fcTL chunk")
     width, height, x, y = struct.unpack_from(">4I", control, 4)
-    if x + width > canvas.width or y + height > canvas.height:
-        raise InvalidImage("image: the PNG is broken: its first frame lies outside its canvas")
+    if not (0 < width <= canvas.width - x and 0 < height <= canvas.height - y):
+        raise InvalidImage("image: the PNG is broken: its first frame does not fit its canvas")
     frame = chunks[controls[0] : controls[1] if len(controls) > 1 else None]
     stream = [_sound(chunk).body[4:] for chunk in frame if chunk.kind == b"fdAT"]  # after a sequence number
     return replace(canvas, width=width, height=height), (x, y), stream
@@ -136,7 +140,10 @@ def _decode(header: Header, chunks: Iterable[Chunk], stream: list[bytes]) -> Ima
         parts.append(pack_chunk(b"PLTE", palette))
     if clear is not None and (header.colour, header.depth) != (RGB, 16):
         parts.append(pack_chunk(b"tRNS", _clear_as_decoded(header, clear)))
-    parts += [pack_chunk(b"IDAT", b"".join(stream)), pack_chunk(b"IEND", b"")]
+    pixels = b"".join(stream)
+    if not _has_all_rows(header, pixels):
+        raise InvalidImage("image: the PNG is broken or truncated: rows of pixels are missing")
+    parts += [pack_chunk(b"IDAT", pixels), pack_chunk(b"IEND", b"")]
     data = b"".join(parts)
     image = open_image(data, "PNG")
     image.load()
@@ -145,17 +152,41 @@ def _decode(header: Header, chunks: Iterable[Chunk], stream: list[bytes]) -> Ima
     return on_white(image)
 
 
+def _has_all_rows(header: Header, stream: bytes) -> bool:
+    """Whether the compressed rows are as many bytes as the header says. Pillow leaves missing ones black."""
+    missing = _row_bytes(header)
+    expander = zlib.decompressobj()
+    while missing > 0 and not expander.eof:
+        try:
+            expanded = len(expander.decompress(stream, INFLATED_BLOCK))
+        except zlib.error:
+            return False
+        stream = expander.unconsumed_tail
+        if not expanded and not stream:
+            return False
+        missing -= expanded
+    return missing <= 0
+
+
+def _row_bytes(header: Header) -> int:
+    """How many bytes all rows take uncompressed, each with its filter's byte."""
+    bits = SAMPLES.get(header.colour, 1) * header.depth
+    passes = ADAM7 if header.interlacing else ((0, 0, 1, 1),)
+    total = 0
+    for x, y, across, down in passes:
+        width, height = -((x - header.width) // across), -((y - header.height) // down)
+        if width > 0 and height > 0:
+            total += height * (1 + (width * bits + 7) // 8)
+    return total
+
+
 def _clear_as_decoded(header: Header, clear: bytes) -> bytes:
     """tRNS in the 8-bit levels that Pillow decodes to: it does not scale the value of 1, 2 or 4 bits itself."""
     if header.colour not in (GRAY, RGB) or header.depth == 16:
         return clear
     top = (1 << header.depth) - 1
-    levels = struct.unpack(f">{_samples(header)}H", clear)
+    levels = struct.unpack(f">{SAMPLES[header.colour]}H", clear)
     return struct.pack(f">{len(levels)}H", *((level & top) * 255 // top for level in levels))
-
-
-def _samples(header: Header) -> int:
-    return 3 if header.colour == RGB else 1
 
 
 def _clear_colour_of_16_bits(image: Image.Image, data: bytes, clear: bytes) -> Image.Image:
