@@ -73,7 +73,7 @@ class _BrotliDecompressor(Protocol):
 def _unbrotli(body: bytes, limit: int) -> bytes:
     # Imported here: it comes with the SDK's HTTP client, and hardly any server sends this encoding unasked.
     try:
-        import brotli  # type: ignore[import-untyped]
+        import brotli
     except ImportError as error:
         raise InvalidImage("image: the Content-Encoding 'br' is not supported") from error
     expander: _BrotliDecompressor = brotli.Decompressor()

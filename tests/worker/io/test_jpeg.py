@@ -93,7 +93,7 @@ def test_a_file_that_lacks_only_its_end_is_whole(kind: str, image: Image.Image) 
 def test_a_file_whose_image_data_are_cut_is_refused(kind: str) -> None:
     data = file_of(NOISE, "JPEG", **KINDS[kind])
     start = data.index(b"\xff\xda")
-    # From a few bytes short of whole to hardly any: the last bits may be padding, which nobody misses.
+    # Not fewer than three missing bytes: the last of them may hold nothing but padding.
     for length in [
         *range(start, len(data) - 5, max(1, (len(data) - start) // 40)),
         *range(len(data) - 12, len(data) - 5),

@@ -124,7 +124,7 @@ def test_missing_rows_are_refused(missing: int) -> None:
 def test_a_file_without_a_header_is_refused() -> None:
     data = png_of_pixels(PIXELS)
     for broken in (data[:8], data[:8] + data[33:], data[:20]):
-        with pytest.raises(InvalidImage, match="header|damaged"):
+        with pytest.raises(InvalidImage, match=r"header|damaged"):
             decode_picture(broken)
 
 
@@ -132,7 +132,7 @@ def test_a_file_without_a_header_is_refused() -> None:
 @pytest.mark.parametrize("keyword", [b"Comment", b"Raw profile type exif", b"XML:com.adobe.xmp"])
 def test_a_bomb_in_a_chunk_is_not_expanded(kind: bytes, keyword: bytes) -> None:
     rest = b"\1\0\0\0" if kind == b"iTXt" else b"\0"
-    body = keyword + b"\0" + rest + zlib.compress(b"\0" * 100_000_000)
+    body = keyword + b"\0" + rest + zlib.compress(bytes(50_000_000))
     data = png_of_pixels(PIXELS, before=chunk(kind, body) * 3)
     tracemalloc.start()
     assert centres(decoded(data)) == COLOURS
