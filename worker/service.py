@@ -80,7 +80,7 @@ async def run_job(job: Mapping[str, Any], service: Service, send: Send | None = 
 async def _draw(payload: object, uid: str, service: Service, send: Send | None, seen: dict[str, Any]) -> Response:
     """The job's life. `seen` collects what is known of it, for the one line that it leaves in the log."""
     parsed = parse_request(payload, service.limits, uid)
-    request, notes = await _request(parsed, service.limits)
+    request, notes = await _request(parsed, service)
     seen |= {
         "size": f"{request.width}x{request.height}",
         "steps": parsed.steps,
@@ -110,12 +110,14 @@ def _prompts(parsed: ParsedJob) -> dict[str, str]:
     return {"prompt": parsed.prompt, "negative_prompt": parsed.negative_prompt}
 
 
-async def _request(parsed: ParsedJob, limits: Limits) -> tuple[Request, tuple[str, ...]]:
+async def _request(parsed: ParsedJob, service: Service) -> tuple[Request, tuple[str, ...]]:
     """What the engine is asked, with the job's picture fetched, decoded and resized, and notes on it."""
+    limits = service.limits
     if parsed.image is None:
         return parsed.request(parsed.width or limits.native_size, parsed.height or limits.native_size), ()
     source = parsed.image.strip()
-    data = await fetch(source) if is_url(source) else source
+    private = service.settings.allow_private_urls
+    data = await fetch(source, allow_private=private) if is_url(source) else source
     image, notes = await asyncio.to_thread(_picture, parsed, data, limits)
     return parsed.request(image.shape[1], image.shape[0], image), notes
 

@@ -3,6 +3,8 @@
 import zlib
 from typing import Protocol
 
+import brotli
+
 from sd_core.errors import InvalidImage
 
 GZIP, ZLIB, RAW_DEFLATE = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS  # zlib's window bits
@@ -71,11 +73,6 @@ class _BrotliDecompressor(Protocol):
 
 
 def _unbrotli(body: bytes, limit: int) -> bytes:
-    # Imported here: it comes with the SDK's HTTP client, and hardly any server sends this encoding unasked.
-    try:
-        import brotli
-    except ImportError as error:
-        raise InvalidImage("image: the Content-Encoding 'br' is not supported") from error
     expander: _BrotliDecompressor = brotli.Decompressor()
     try:
         data = expander.process(body, output_buffer_limit=limit)

@@ -1,5 +1,4 @@
 import gzip
-import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -69,9 +68,3 @@ def test_an_encoding_that_is_not_known_is_refused_by_name(encoding: str) -> None
 @pytest.mark.parametrize("encoding", ["", "identity", "Identity", " , "])
 def test_no_encoding_leaves_the_body_as_it_is(encoding: str) -> None:
     assert decode_body(BODY, encoding, len(BODY)) == BODY
-
-
-def test_without_the_library_brotli_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "brotli", None)
-    with pytest.raises(InvalidImage, match="Content-Encoding 'br' is not supported"):
-        decode_body(brotli.compress(BODY), "br", len(BODY))
