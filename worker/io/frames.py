@@ -33,6 +33,11 @@ def open_image(data: bytes, *formats: str) -> ImageFile.ImageFile:
     return image
 
 
+def is_animated(image: Image.Image) -> bool:
+    """Whether the file has further frames; not every reader of Pillow knows of such."""
+    return bool(getattr(image, "is_animated", False))
+
+
 def on_white(image: Image.Image) -> Image.Image:
     """Any mode -> RGB, transparency laid on white (as AUTOMATIC1111 does). 16-bit levels are scaled, not clipped."""
     if image.mode.startswith("I"):

@@ -8,21 +8,22 @@ from PIL import Image, UnidentifiedImageError
 
 from sd_core.errors import InvalidImage
 from worker.api.fields import LARGEST_SIDE, SMALLEST_SIDE
-from worker.io import jpeg, png, tiff
+from worker.io import jpeg, png, tiff, webp
 from worker.io.exif import orientation_of, upright
-from worker.io.frames import Frame, on_white, open_image
+from worker.io.frames import Frame, is_animated, on_white, open_image
 from worker.io.limits import MAX_PIXELS
 
 READERS = {
     png.SIGNATURE: png.first_frame,
     b"\xff\xd8\xff": jpeg.first_frame,
+    webp.SIGNATURE: webp.first_frame,
     b"II*\0": tiff.first_frame,
     b"MM\0*": tiff.first_frame,
     b"II+\0": tiff.first_frame,  # BigTIFF
     b"MM\0+": tiff.first_frame,
 }
-OTHER_FORMATS = ("WEBP", "GIF", "BMP")  # not all that Pillow knows: some of its readers start other programs
-FORMATS = ("PNG", "JPEG", *OTHER_FORMATS, "TIFF")
+OTHER_FORMATS = ("GIF", "BMP")  # not all that Pillow knows: some of its readers start other programs
+FORMATS = ("PNG", "JPEG", "WEBP", *OTHER_FORMATS, "TIFF")
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,8 @@ def decode_picture(data: bytes) -> Picture:
 def _other_frame(data: bytes) -> Frame:
     image = open_image(data, *OTHER_FORMATS)
     orientation = orientation_of(image.info.get("exif"), image.info.get("xmp"))
-    animated = bool(getattr(image, "is_animated", False))
     image.load()
-    return Frame(on_white(image), orientation, animated)
+    return Frame(on_white(image), orientation, is_animated(image))
 
 
 def choose_size(own: tuple[int, int], width: int | None, height: int | None, max_pixels: int) -> tuple[int, int]:

@@ -60,6 +60,7 @@ def test_plain_base64(wrap: str) -> None:
         ("not base64!!", "12 characters is not base64"),
         ("aGkxx", "is not base64"),
         ("aG=k", "is not base64"),
+        ("aG=", "is not base64"),
         ("aGk==", "is not base64"),
         ("aGk====", "is not base64"),
         ("a-b+", "is not base64"),

@@ -126,7 +126,15 @@ def test_a_truncated_picture_is_refused(file_format: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"hello", b"%PDF-1.7", b"<svg/>", b"\0" * 100, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+    "data",
+    [
+        b"hello",
+        b"%PDF-1.7",
+        b"<svg/>",
+        b"RIFF\x24\0\0\0WAVEfmt ",
+        b"\0" * 100,
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    ],
 )
 def test_what_is_not_an_image_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidImage, match=f"{len(data)} bytes are not an image of a known format"):
