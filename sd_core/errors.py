@@ -14,7 +14,7 @@ class InvalidRequest(SDError):
 
 
 class InvalidImage(SDError):
-    """A job's picture cannot be had, read or used."""
+    """A job's image could not be fetched, decoded or used."""
 
     code = "invalid_image"
 

@@ -53,6 +53,7 @@ class Settings:
     max_response_bytes: int = 10_000_000
     log_level: str = "INFO"
     port: int = 8000
+    allow_private_urls: bool = False
 
 
 def is_runpod(environ: Mapping[str, str]) -> bool:
@@ -96,6 +97,7 @@ def read_settings(
         max_response_bytes=reader.megabytes("SD_MAX_RESPONSE_MB", 10.0),
         log_level="DEBUG" if debug else LOG_LEVELS[level],
         port=reader.integer("PORT", 8000, 0, 65535),
+        allow_private_urls=reader.switch("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS"),
     )
     if reader.problems:
         raise SettingsError("\n".join(["The environment has values that cannot be used:", *reader.problems]))

@@ -104,3 +104,8 @@ def test_every_bad_value_is_named_at_once(tmp_path: Path) -> None:
         read(tmp_path, **BAD)
     for name in BAD:
         assert f"  {name}=" in str(caught.value)
+
+
+def test_private_urls_are_allowed_by_the_platforms_own_switch() -> None:
+    assert not read_settings({}).allow_private_urls
+    assert read_settings({"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}).allow_private_urls
