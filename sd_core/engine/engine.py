@@ -23,8 +23,8 @@ from sd_core.engine.runner import Runner
 from sd_core.engine.scheduler import Running, Scheduler
 from sd_core.errors import Broken, Busy
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.pipeline.picture import grid_of
 from sd_core.pipeline.prepare import Prepared, prepare, read_prompt
+from sd_core.pipeline.sample import Run
 from sd_core.request import Observe, Request, Result
 from sd_core.work import HostTask
 
@@ -263,6 +263,7 @@ class Engine:
 def _prepared(request: Request, model: StableDiffusion, observe: Observe | None) -> Prepared:
     if observe is None:
         return prepare(request, model)
-    sigmas, calls = grid_of(request, model)
-    progress = JobProgress(observe, request.num_images, len(sigmas) - 1, calls, model.latent_to_rgb)
+    run = Run.of(request)
+    steps, calls = len(run.grid(model)) - 1, run.calls(model)
+    progress = JobProgress(observe, request.num_images, steps, calls, model.latent_to_rgb)
     return prepare(request, model, progress.on_step)
