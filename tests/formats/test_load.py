@@ -1,4 +1,4 @@
-"""A safetensors file -> networks."""
+"""Safetensors file -> networks."""
 
 import json
 import os
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from sd_core.errors import ModelError
 from sd_core.formats.check import expected_shapes, networks_shapes
 from sd_core.formats.detect import Architecture
+from sd_core.formats.files import open_safetensors
 from sd_core.formats.load import Networks, load_networks
 from sd_core.models import onednn
 from sd_core.models.clip import CLIPConfig
 from sd_core.models.pack import pack
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
+from tests.support.checkpoints import same_tensor
 
 CPU = torch.device("cpu")
 TEXT, UNET, VAE = "cond_stage_model.transformer.", "model.diffusion_model.", "first_stage_model."
@@ -187,8 +189,8 @@ def test_a_file_of_other_tensors_is_refused(
 
 FILES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty"),
-    "a zip": (b"PK\x03\x04" + b"\x00" * 100, r"PyTorch checkpoint.*python -m builder convert"),
-    "a pickle": (b"\x80\x02}." + b"\x00" * 100, r"PyTorch checkpoint.*python -m builder convert"),
+    "a zip": (b"PK\x03\x04" + b"\x00" * 100, r"PyTorch checkpoint.*python -m builder convert \S+ \S+-converted"),
+    "a pickle": (b"\x80\x02}." + b"\x00" * 100, r"PyTorch checkpoint.*python -m builder convert \S+ \S+-converted"),
     "a page": (b"\n<!doctype html><title>", "is a web page"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
     "text": (b"hello, this is no model at all", "not a complete safetensors"),
@@ -199,7 +201,7 @@ FILES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES.keys())
-def test_files_of_other_kinds_say_what_to_do(tmp_path: Path, content: bytes, message: str) -> None:
+def test_errors_for_other_kinds_of_files_say_what_to_do(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=message):
@@ -240,11 +242,48 @@ def test_hostile_headers_are_errors(tmp_path: Path) -> None:
             load_networks(path, CPU, torch.float32)
 
 
-def test_a_dtype_that_networks_do_not_use_is_named(tmp_path: Path) -> None:
+def test_a_dtype_that_torch_does_not_have_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_file({"a": torch.zeros(1, dtype=torch.uint16)}, path)
-    with pytest.raises(ModelError, match="a has the dtype U16"):
+    header = json.dumps({"a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
+    with pytest.raises(ModelError, match="a has the dtype F6_E2M3, which is not supported"):
         load_networks(path, CPU, torch.float32)
+
+
+DTYPES = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.bool),
+    *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+]
+
+
+def test_every_dtype_that_safetensors_writes_is_read(saved: Save) -> None:
+    tensors = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES}
+    with open_safetensors(saved(tensors)) as file:
+        assert all(same_tensor(file.read(name), tensor) for name, tensor in tensors.items())
+
+
+def test_buffers_of_any_dtype_beside_the_weights_do_not_matter(state: State, saved: Save) -> None:
+    ids = torch.arange(77)[None].to(torch.uint16)
+    load_networks(saved(state | {"cond_stage_model.transformer.embeddings.position_ids": ids}), CPU, torch.float32)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_networks_of_eight_bit_floats_run(state: State, saved: Save, dtype: torch.dtype, packed: bool) -> None:
+    path = saved({name: tensor.to(dtype) if tensor.ndim > 1 else tensor for name, tensor in state.items()})
+    networks = load_networks(path, CPU, torch.float32, packed=packed)
+    context = networks.text_encoder(torch.zeros(1, 77, dtype=torch.int64))
+    eps = networks.unet(torch.ones(1, 4, 8, 8), torch.tensor([500.0]), context)
+    assert eps.dtype == torch.float32 and eps.isfinite().all()
+
+
+def test_a_declared_prediction_type_is_loaded(state: State, saved: Save) -> None:
+    markers = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    found = load_networks(saved(state | markers), CPU, torch.float32).architecture
+    assert (found.prediction_type, found.zero_terminal_snr) == ("v_prediction", True)
+    with pytest.raises(ModelError, match="prediction_type is 'sample'"):
+        load_networks(saved(state, {"modelspec.prediction_type": "sample"}), CPU, torch.float32)
 
 
 MEASURE = """
@@ -253,14 +292,14 @@ from pathlib import Path
 import torch
 from sd_core.formats.load import load_networks
 path, dtype = Path(sys.argv[1]), getattr(torch, sys.argv[2])
-torch.zeros(8).to(torch.float16)  # what torch itself sets up
+torch.zeros(8).to(torch.float16)  # torch's own setup
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 before = status("VmRSS")
 networks = load_networks(path, torch.device("cpu"), dtype)
 parameters = [p for n in (networks.text_encoder, networks.unet, networks.vae) for p in n.parameters()]
-sum(float(p.flatten()[::1024].sum()) for p in parameters)  # every page is touched
+sum(float(p.flatten()[::1024].sum()) for p in parameters)  # touches every page
 print(status("VmRSS") - before, status("VmHWM") - before, sum(p.nbytes for p in parameters), "sympy" in sys.modules)
 """
 
@@ -269,7 +308,7 @@ print(status("VmRSS") - before, status("VmHWM") - before, sum(p.nbytes for p in 
 @pytest.mark.parametrize(
     ("stored", "running"), [("float16", "float16"), ("float16", "float32"), ("float32", "float16")]
 )
-def test_memory_is_the_weights_and_little_more(tmp_path: Path, stored: str, running: str) -> None:
+def test_memory_is_little_more_than_the_weights(tmp_path: Path, stored: str, running: str) -> None:
     """A checkpoint of 110 million parameters, in a process of its own, after all its weights were used."""
     architecture = Architecture(
         text=CLIPConfig(vocab_size=60_000, width=768, layers=2, mlp_width=768),

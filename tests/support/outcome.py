@@ -1,4 +1,4 @@
-"""What the tests of conversions ask of a folder and of the file in it."""
+"""Shared by the tests of conversions: what a folder and a converted file contain."""
 
 from collections.abc import Callable
 from pathlib import Path
