@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -58,7 +61,7 @@ def test_the_metadata_says_where_the_file_comes_from(source: Path, destination: 
 @pytest.mark.parametrize(
     ("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
 )
-def test_a_dtype_is_given_to_every_tensor(
+def test_every_tensor_is_cast_to_a_chosen_dtype(
     source: Path, destination: Path, state: State, name: str, dtype: torch.dtype
 ) -> None:
     convert(source, destination, dtype=name)
@@ -72,13 +75,125 @@ def test_without_a_dtype_each_tensor_stays_as_stored(save: Save, destination: Pa
     assert metadata_of(destination)["sd_core.dtype"] == "mixed (fp16, fp32)"
 
 
-def test_eight_bit_floats_are_widened(tmp_path: Path, destination: Path, state: State) -> None:
-    source = tmp_path / "small.safetensors"
-    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()}
-    save_file(small, source)
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz])
+def test_eight_bit_floats_are_kept_or_cast(
+    tmp_path: Path, destination: Path, state: State, kind: torch.dtype, suffix: str
+) -> None:
+    source = tmp_path / f"small.{suffix}"
+    small = {name: tensor.to(kind) if tensor.ndim > 1 else tensor.half() for name, tensor in state.items()}
+    save_file(small, source) if suffix == "safetensors" else torch.save({"state_dict": small}, source)
     assert same(load_file(convert(source, destination)), small)
     convert(source, destination, dtype="fp16", force=True)
     assert same(load_file(destination), {name: tensor.half() for name, tensor in small.items()})
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_values_beside_the_weights_do_not_stop_a_conversion(
+    state: State, tmp_path: Path, destination: Path, zipped: bool
+) -> None:
+    noted = torch.nn.Parameter(state[UNET + "out.0.weight"])
+    noted.note = "an attribute"
+    beside = {"a": {1}, "b": torch.float16, "c": Counter("x"), "d": 1j, "e": bytearray(b"x"), "f": np.ones(2)}
+    weights = state | {
+        UNET + "out.0.weight": noted,
+        UNET + "out.0.bias": torch.ones(1).expand(32),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77).to(torch.uint16)[None],
+        "extras": torch.nn.ParameterDict({"a": torch.ones(1)}),
+    }
+    source = tmp_path / "model.ckpt"
+    torch.save({"state_dict": weights} | beside, source, _use_new_zipfile_serialization=zipped)
+    convert(source, destination)
+    assert same(load_file(destination), state | {UNET + "out.0.bias": torch.ones(32)})
+
+
+V_PREDICTION = {"sd_core.prediction_type": "v_prediction", "sd_core.zero_terminal_snr": "false"}
+DECLARED: dict[str, tuple[State, dict[str, str], dict[str, str]]] = {
+    "nothing": ({}, {}, {"sd_core.prediction_type": "epsilon", "sd_core.zero_terminal_snr": "false"}),
+    "v": ({}, {"modelspec.prediction_type": "v"}, V_PREDICTION),
+    "v_prediction": ({}, {"modelspec.prediction_type": "v_prediction"}, V_PREDICTION),
+    "ComfyUI's key": ({}, {"modelspec.predict_key": "v"}, V_PREDICTION),
+    "an earlier conversion": (
+        {},
+        V_PREDICTION | {"sd_core.zero_terminal_snr": "true"},
+        {"sd_core.zero_terminal_snr": "true"},
+    ),
+    "marker": ({"v_pred": torch.tensor([])}, {}, V_PREDICTION),
+    "both markers": (
+        {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])},
+        {},
+        V_PREDICTION | {"sd_core.zero_terminal_snr": "true"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("markers", "metadata", "expected"), DECLARED.values(), ids=DECLARED.keys())
+def test_the_prediction_type_is_kept_in_the_metadata(
+    tmp_path: Path,
+    destination: Path,
+    state: State,
+    markers: State,
+    metadata: dict[str, str],
+    expected: dict[str, str],
+) -> None:
+    source = tmp_path / "model.safetensors"
+    save_file(state | markers, source, metadata)
+    convert(source, destination)
+    assert same(load_file(destination), state)
+    assert metadata_of(destination).items() >= expected.items()
+    found = load_networks(destination, torch.device("cpu"), torch.float32).architecture
+    assert found.prediction_type == metadata_of(destination)["sd_core.prediction_type"]
+    assert found.zero_terminal_snr == (metadata_of(destination)["sd_core.zero_terminal_snr"] == "true")
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_markers_of_a_pickle_are_kept(save: Save, state: State, destination: Path, nested: bool) -> None:
+    markers = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    source = save(state | markers)
+    if not nested:
+        torch.save({"state_dict": state} | markers, source)
+    convert(source, destination)
+    assert metadata_of(destination).items() >= (V_PREDICTION | {"sd_core.zero_terminal_snr": "true"}).items()
+
+
+def test_a_prediction_type_by_choice_replaces_the_declared_one(save: Save, state: State, destination: Path) -> None:
+    marked = save(state | {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}, "marked.ckpt")
+    convert(marked, destination, prediction_type="epsilon")
+    found = load_networks(destination, torch.device("cpu"), torch.float32).architecture
+    assert (found.prediction_type, found.zero_terminal_snr) == ("epsilon", False)
+    before = identity(destination)
+    with pytest.raises(ModelError, match="other options; --force replaces it"):
+        convert(marked, destination)
+    convert(marked, destination, prediction_type="epsilon")
+    assert identity(destination) == before
+    convert(save(state), destination, prediction_type="v_prediction", force=True)
+    assert metadata_of(destination).items() >= V_PREDICTION.items()
+    with pytest.raises(ModelError, match="'flow' is not one of epsilon, v_prediction"):
+        convert(marked, destination, prediction_type="flow")
+
+
+def test_a_declaration_that_is_refused_can_be_replaced(tmp_path: Path, state: State, destination: Path) -> None:
+    source = tmp_path / "model.safetensors"
+    for markers, metadata, message in (
+        ({}, {"modelspec.prediction_type": "sample"}, "prediction_type is 'sample'"),
+        ({"v_pred": torch.tensor([])}, {"modelspec.prediction_type": "epsilon"}, "contradicts itself"),
+    ):
+        save_file(state | markers, source, metadata)
+        with pytest.raises(ModelError, match=rf"{message}.*--prediction-type"):
+            convert(source, destination)
+        convert(source, destination, prediction_type="v_prediction", force=True)
+        assert metadata_of(destination).items() >= V_PREDICTION.items()
+
+
+def test_a_conversion_by_an_older_builder_is_kept(save: Save, state: State, destination: Path) -> None:
+    source = save(state)
+    metadata = metadata_of(convert(source, destination))
+    old = {key: text for key, text in metadata.items() if key not in V_PREDICTION}
+    assert len(old) == len(metadata) - 2
+    save_file(load_file(destination), destination, old)
+    before = identity(destination)
+    convert(source, destination)
+    assert identity(destination) == before
 
 
 def test_averages_are_taken_by_choice(source: Path, destination: Path, state: State) -> None:
@@ -87,7 +202,7 @@ def test_averages_are_taken_by_choice(source: Path, destination: Path, state: St
     assert same(load_file(destination), expected)
 
 
-def test_a_safetensors_source_keeps_what_its_metadata_says(tmp_path: Path, state: State, destination: Path) -> None:
+def test_metadata_of_a_safetensors_source_is_kept(tmp_path: Path, state: State, destination: Path) -> None:
     source = tmp_path / "model.safetensors"
     save_file(
         state,
@@ -121,9 +236,7 @@ def test_the_vae_may_come_from_another_file(
     assert same(load_file(destination), state | other)
 
 
-def test_a_checkpoint_without_a_vae_is_mended_with_one(
-    save: Save, destination: Path, state: State, tmp_path: Path
-) -> None:
+def test_a_missing_vae_can_be_supplied(save: Save, destination: Path, state: State, tmp_path: Path) -> None:
     source = save({name: tensor for name, tensor in state.items() if not name.startswith(VAE)})
     with pytest.raises(ModelError, match=r"lacks the VAE.*--vae FILE"):
         convert(source, destination)
@@ -133,12 +246,12 @@ def test_a_checkpoint_without_a_vae_is_mended_with_one(
     assert same(load_file(destination), state)
 
 
-def test_tensors_begin_where_vector_instructions_like_it(source: Path, destination: Path) -> None:
+def test_tensors_are_aligned_for_vector_instructions(source: Path, destination: Path) -> None:
     convert(source, destination)
     assert (8 + int.from_bytes(destination.read_bytes()[:8], "little")) % 64 == 0
 
 
-def test_others_may_read_the_result(source: Path, destination: Path) -> None:
+def test_the_result_has_the_usual_permissions(source: Path, destination: Path) -> None:
     before = os.umask(0o022)
     try:
         convert(source, destination)
@@ -156,7 +269,7 @@ def test_progress_counts_the_bytes_hashed_and_written(source: Path, destination:
     assert {call[1] for call in calls} == {total}
 
 
-# Again, and over what is there
+# Again, and over an existing file
 
 
 def test_the_same_conversion_again_keeps_the_file(source: Path, destination: Path) -> None:
@@ -185,7 +298,7 @@ def test_another_source_needs_force(source: Path, destination: Path, save: Save,
 
 
 @pytest.mark.parametrize("content", [b"", b"something of the user's own"])
-def test_a_file_that_is_no_model_needs_force(source: Path, destination: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_model_needs_force(source: Path, destination: Path, content: bytes) -> None:
     destination.write_bytes(content)
     with pytest.raises(ModelError, match="--force replaces it"):
         convert(source, destination)
@@ -205,7 +318,7 @@ def test_paths_are_checked_first(source: Path, destination: Path, tmp_path: Path
         (source, source, "is the source itself"),
         (source, link, "is the source itself"),
         (source, tmp_path / "out", "is a directory"),
-        (source, tmp_path / "nowhere" / "x.safetensors", "is no directory"),
+        (source, tmp_path / "nowhere" / "x.safetensors", "is not a directory"),
         (tmp_path, destination, "is a directory"),
     ]
     for given, to, message in cases:
@@ -215,15 +328,26 @@ def test_paths_are_checked_first(source: Path, destination: Path, tmp_path: Path
 
 
 def test_an_unknown_dtype_is_named(source: Path, destination: Path) -> None:
-    with pytest.raises(ModelError, match="'int8' is none of fp16, bf16, fp32"):
+    with pytest.raises(ModelError, match="'int8' is not one of fp16, bf16, fp32"):
         convert(source, destination, dtype="int8")
 
 
 UNET = "model.diffusion_model."
+with warnings.catch_warnings(action="ignore"):
+    QUANTIZED = torch.quantize_per_tensor(torch.zeros(32), 0.1, 0, torch.qint8)
 CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
     "missing": (lambda s: s.pop(UNET + "out.0.bias"), r"1 missing .*out\.0\.bias"),
     "misshaped": (lambda s: s.update({UNET + "out.0.bias": torch.zeros(7)}), r"is \[7\], not \[32\]"),
     "unknown": (lambda s: s.update({UNET + "odd.bias": torch.zeros(7)}), r"1 unexpected .*odd\.bias"),
+    "4-bit pairs": (
+        lambda s: s.update({UNET + "out.0.bias": torch.zeros(32, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}),
+        "float4_e2m1fn_x2, which is not supported",
+    ),
+    "quantized": (lambda s: s.update({UNET + "out.0.bias": QUANTIZED}), r"out\.0\.bias is a quantized tensor"),
+    "expanded without end": (
+        lambda s: s.update({UNET + "out.0.bias": torch.zeros(1).expand(2**27)}),
+        "is expanded from a storage of 1 elements",
+    ),
     "whole numbers": (lambda s: s.update({UNET + "out.0.bias": torch.arange(32)}), "torch.int64, not floating"),
     "NaN": (lambda s: s.update({UNET + "out.0.bias": torch.full((32,), torch.nan)}), "NaN or infinities"),
     "SDXL": (lambda s: s.update({"conditioner.embedders.0.x": torch.zeros(1)}), "Stable Diffusion XL"),
@@ -267,7 +391,7 @@ def test_missing_averages_are_named(save: Save, published: State, state: State, 
         convert(save(partial), destination, use_ema=True)
 
 
-def test_a_file_without_a_vae_is_no_vae(source: Path, destination: Path, tmp_path: Path, state: State) -> None:
+def test_a_file_without_a_vae_is_refused_as_vae(source: Path, destination: Path, tmp_path: Path, state: State) -> None:
     cases: list[tuple[State, str]] = [
         ({"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "a VAE in diffusers' layout"),
         ({n: t for n, t in state.items() if not n.startswith(VAE)}, "it holds no VAE"),
