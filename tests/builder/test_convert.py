@@ -1,11 +1,9 @@
-"""Conversions: what is written, over what, and what is refused."""
+"""Conversions: what is written, and over which existing files."""
 
 import hashlib
 import json
 import os
-import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +14,9 @@ from safetensors.torch import load_file, save_file
 from builder import VERSION
 from builder.convert import convert
 from sd_core.errors import ModelError
-from sd_core.formats.check import expected_shapes
 from sd_core.formats.detect import Architecture
 from sd_core.formats.load import load_networks
-from sd_core.models.vae import VAEConfig
 from tests.support.outcome import VAE, Save, State, identity, metadata_of, names, same
-
-# What is written
 
 
 @pytest.mark.parametrize("nested", [True, False], ids=["nested", "bare"])
@@ -105,95 +99,6 @@ def test_values_beside_the_weights_do_not_stop_a_conversion(
     torch.save({"state_dict": weights} | beside, source, _use_new_zipfile_serialization=zipped)
     convert(source, destination)
     assert same(load_file(destination), state | {UNET + "out.0.bias": torch.ones(32)})
-
-
-V_PREDICTION = {"sd_core.prediction_type": "v_prediction", "sd_core.zero_terminal_snr": "false"}
-DECLARED: dict[str, tuple[State, dict[str, str], dict[str, str]]] = {
-    "nothing": ({}, {}, {"sd_core.prediction_type": "epsilon", "sd_core.zero_terminal_snr": "false"}),
-    "v": ({}, {"modelspec.prediction_type": "v"}, V_PREDICTION),
-    "v_prediction": ({}, {"modelspec.prediction_type": "v_prediction"}, V_PREDICTION),
-    "ComfyUI's key": ({}, {"modelspec.predict_key": "v"}, V_PREDICTION),
-    "an earlier conversion": (
-        {},
-        V_PREDICTION | {"sd_core.zero_terminal_snr": "true"},
-        {"sd_core.zero_terminal_snr": "true"},
-    ),
-    "marker": ({"v_pred": torch.tensor([])}, {}, V_PREDICTION),
-    "both markers": (
-        {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])},
-        {},
-        V_PREDICTION | {"sd_core.zero_terminal_snr": "true"},
-    ),
-}
-
-
-@pytest.mark.parametrize(("markers", "metadata", "expected"), DECLARED.values(), ids=DECLARED.keys())
-def test_the_prediction_type_is_kept_in_the_metadata(
-    tmp_path: Path,
-    destination: Path,
-    state: State,
-    markers: State,
-    metadata: dict[str, str],
-    expected: dict[str, str],
-) -> None:
-    source = tmp_path / "model.safetensors"
-    save_file(state | markers, source, metadata)
-    convert(source, destination)
-    assert same(load_file(destination), state)
-    assert metadata_of(destination).items() >= expected.items()
-    found = load_networks(destination, torch.device("cpu"), torch.float32).architecture
-    assert found.prediction_type == metadata_of(destination)["sd_core.prediction_type"]
-    assert found.zero_terminal_snr == (metadata_of(destination)["sd_core.zero_terminal_snr"] == "true")
-
-
-@pytest.mark.parametrize("nested", [True, False])
-def test_markers_of_a_pickle_are_kept(save: Save, state: State, destination: Path, nested: bool) -> None:
-    markers = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
-    source = save(state | markers)
-    if not nested:
-        torch.save({"state_dict": state} | markers, source)
-    convert(source, destination)
-    assert metadata_of(destination).items() >= (V_PREDICTION | {"sd_core.zero_terminal_snr": "true"}).items()
-
-
-def test_a_prediction_type_by_choice_replaces_the_declared_one(save: Save, state: State, destination: Path) -> None:
-    marked = save(state | {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}, "marked.ckpt")
-    convert(marked, destination, prediction_type="epsilon")
-    found = load_networks(destination, torch.device("cpu"), torch.float32).architecture
-    assert (found.prediction_type, found.zero_terminal_snr) == ("epsilon", False)
-    before = identity(destination)
-    with pytest.raises(ModelError, match="other options; --force replaces it"):
-        convert(marked, destination)
-    convert(marked, destination, prediction_type="epsilon")
-    assert identity(destination) == before
-    convert(save(state), destination, prediction_type="v_prediction", force=True)
-    assert metadata_of(destination).items() >= V_PREDICTION.items()
-    with pytest.raises(ModelError, match="'flow' is not one of epsilon, v_prediction"):
-        convert(marked, destination, prediction_type="flow")
-
-
-def test_a_declaration_that_is_refused_can_be_replaced(tmp_path: Path, state: State, destination: Path) -> None:
-    source = tmp_path / "model.safetensors"
-    for markers, metadata, message in (
-        ({}, {"modelspec.prediction_type": "sample"}, "prediction_type is 'sample'"),
-        ({"v_pred": torch.tensor([])}, {"modelspec.prediction_type": "epsilon"}, "contradicts itself"),
-    ):
-        save_file(state | markers, source, metadata)
-        with pytest.raises(ModelError, match=rf"{message}.*--prediction-type"):
-            convert(source, destination)
-        convert(source, destination, prediction_type="v_prediction", force=True)
-        assert metadata_of(destination).items() >= V_PREDICTION.items()
-
-
-def test_a_conversion_by_an_older_builder_is_kept(save: Save, state: State, destination: Path) -> None:
-    source = save(state)
-    metadata = metadata_of(convert(source, destination))
-    old = {key: text for key, text in metadata.items() if key not in V_PREDICTION}
-    assert len(old) == len(metadata) - 2
-    save_file(load_file(destination), destination, old)
-    before = identity(destination)
-    convert(source, destination)
-    assert identity(destination) == before
 
 
 def test_averages_are_taken_by_choice(source: Path, destination: Path, state: State) -> None:
@@ -305,125 +210,3 @@ def test_a_file_that_is_not_a_model_needs_force(source: Path, destination: Path,
     assert destination.read_bytes() == content
     convert(source, destination, force=True)
     assert metadata_of(destination)
-
-
-# What is refused
-
-
-def test_paths_are_checked_first(source: Path, destination: Path, tmp_path: Path) -> None:
-    link = tmp_path / "link.safetensors"
-    link.symlink_to(source)
-    cases = [
-        (tmp_path / "none.ckpt", destination, "does not exist"),
-        (source, source, "is the source itself"),
-        (source, link, "is the source itself"),
-        (source, tmp_path / "out", "is a directory"),
-        (source, tmp_path / "nowhere" / "x.safetensors", "is not a directory"),
-        (tmp_path, destination, "is a directory"),
-    ]
-    for given, to, message in cases:
-        with pytest.raises(ModelError, match=message):
-            convert(given, to)
-    assert names(destination.parent) == []
-
-
-def test_an_unknown_dtype_is_named(source: Path, destination: Path) -> None:
-    with pytest.raises(ModelError, match="'int8' is not one of fp16, bf16, fp32"):
-        convert(source, destination, dtype="int8")
-
-
-UNET = "model.diffusion_model."
-with warnings.catch_warnings(action="ignore"):
-    QUANTIZED = torch.quantize_per_tensor(torch.zeros(32), 0.1, 0, torch.qint8)
-CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
-    "missing": (lambda s: s.pop(UNET + "out.0.bias"), r"1 missing .*out\.0\.bias"),
-    "misshaped": (lambda s: s.update({UNET + "out.0.bias": torch.zeros(7)}), r"is \[7\], not \[32\]"),
-    "unknown": (lambda s: s.update({UNET + "odd.bias": torch.zeros(7)}), r"1 unexpected .*odd\.bias"),
-    "4-bit pairs": (
-        lambda s: s.update({UNET + "out.0.bias": torch.zeros(32, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}),
-        "float4_e2m1fn_x2, which is not supported",
-    ),
-    "quantized": (lambda s: s.update({UNET + "out.0.bias": QUANTIZED}), r"out\.0\.bias is a quantized tensor"),
-    "expanded without end": (
-        lambda s: s.update({UNET + "out.0.bias": torch.zeros(1).expand(2**27)}),
-        "is expanded from a storage of 1 elements",
-    ),
-    "whole numbers": (lambda s: s.update({UNET + "out.0.bias": torch.arange(32)}), "torch.int64, not floating"),
-    "NaN": (lambda s: s.update({UNET + "out.0.bias": torch.full((32,), torch.nan)}), "NaN or infinities"),
-    "SDXL": (lambda s: s.update({"conditioner.embedders.0.x": torch.zeros(1)}), "Stable Diffusion XL"),
-    "SD 2": (lambda s: s.update({"cond_stage_model.model.ln_final.bias": torch.zeros(1)}), r"Stable Diffusion 2\.x"),
-    "LoRA": (
-        lambda s: (s.clear(), s.update({"lora_unet_x.lora_up.weight": torch.zeros(1, 1)})),
-        "a LoRA",
-    ),
-    "two names": (
-        lambda s: s.update({"cond_stage_model.transformer.final_layer_norm.bias": torch.zeros(32)}),
-        "two names",
-    ),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES.keys())
-def test_a_source_of_other_tensors_is_refused(
-    save: Save, state: State, destination: Path, change: Callable[[State], object], message: str
-) -> None:
-    changed = dict(state)
-    change(changed)
-    with pytest.raises(ModelError, match=message):
-        convert(save(changed), destination)
-    assert names(destination.parent) == []
-
-
-def test_numbers_beyond_half_precision_are_named(save: Save, state: State, destination: Path) -> None:
-    source = save(state | {UNET + "out.0.bias": torch.full((32,), 1e6)})
-    with pytest.raises(ModelError, match=r"out\.0\.bias holds numbers up to 1e\+06, beyond the range of fp16"):
-        convert(source, destination, dtype="fp16")
-    assert names(destination.parent) == []
-    convert(source, destination, dtype="bf16")
-
-
-def test_missing_averages_are_named(save: Save, published: State, state: State, destination: Path) -> None:
-    with pytest.raises(ModelError, match="no EMA weights: convert it without --use-ema"):
-        convert(save(state), destination, use_ema=True)
-    partial = dict(published)
-    del partial["model_ema.diffusion_modelout0bias"]
-    with pytest.raises(ModelError, match=r"no model_ema\.diffusion_modelout0bias"):
-        convert(save(partial), destination, use_ema=True)
-
-
-def test_a_file_without_a_vae_is_refused_as_vae(source: Path, destination: Path, tmp_path: Path, state: State) -> None:
-    cases: list[tuple[State, str]] = [
-        ({"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "a VAE in diffusers' layout"),
-        ({n: t for n, t in state.items() if not n.startswith(VAE)}, "it holds no VAE"),
-    ]
-    for tensors, message in cases:
-        vae = tmp_path / "vae.safetensors"
-        save_file(tensors, vae)
-        with pytest.raises(ModelError, match=message):
-            convert(source, destination, vae=vae)
-    with pytest.raises(ModelError, match="does not exist"):
-        convert(source, destination, vae=tmp_path / "none")
-
-
-def test_a_vae_of_other_latents_does_not_fit(
-    source: Path, destination: Path, tmp_path: Path, tiny: Architecture
-) -> None:
-    other = Architecture(tiny.text, tiny.unet, VAEConfig(z_channels=16, channels=(32,), num_res_blocks=1))
-    vae = tmp_path / "vae.safetensors"
-    save_file({n: torch.zeros(s) for n, s in expected_shapes(other).items() if n.startswith(VAE)}, vae)
-    with pytest.raises(ModelError, match="the VAE's latents have 16 channels, the UNet's 4"):
-        convert(source, destination, vae=vae)
-
-
-def test_hostile_pickles_run_nothing(tmp_path: Path, destination: Path) -> None:
-    marker = tmp_path / "marker"
-
-    class Evil:
-        def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
-            return open, (str(marker), "w")
-
-    source = tmp_path / "evil.ckpt"
-    torch.save({"state_dict": {"a": Evil()}}, source)
-    with pytest.raises(ModelError, match=r"io\.open.*nothing in the file was run"):
-        convert(source, destination)
-    assert not marker.exists()
