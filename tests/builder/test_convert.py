@@ -16,7 +16,7 @@ from builder.convert import convert
 from sd_core.errors import ModelError
 from sd_core.formats.detect import Architecture
 from sd_core.formats.load import load_networks
-from tests.support.outcome import VAE, Save, State, identity, metadata_of, names, same
+from tests.support.outcome import UNET, VAE, Save, State, identity, metadata_of, names, same
 
 
 @pytest.mark.parametrize("nested", [True, False], ids=["nested", "bare"])

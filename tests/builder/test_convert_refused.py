@@ -13,7 +13,7 @@ from sd_core.errors import ModelError
 from sd_core.formats.check import expected_shapes
 from sd_core.formats.detect import Architecture
 from sd_core.models.vae import VAEConfig
-from tests.support.outcome import VAE, Save, State, names
+from tests.support.outcome import UNET, VAE, Save, State, names
 
 
 def test_paths_are_checked_first(source: Path, destination: Path, tmp_path: Path) -> None:
@@ -38,7 +38,6 @@ def test_an_unknown_dtype_is_named(source: Path, destination: Path) -> None:
         convert(source, destination, dtype="int8")
 
 
-UNET = "model.diffusion_model."
 with warnings.catch_warnings(action="ignore"):
     QUANTIZED = torch.quantize_per_tensor(torch.zeros(32), 0.1, 0, torch.qint8)
 CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
@@ -86,6 +85,9 @@ def test_numbers_beyond_half_precision_are_named(save: Save, state: State, desti
         convert(source, destination, dtype="fp16")
     assert names(destination.parent) == []
     convert(source, destination, dtype="bf16")
+    powers = torch.full((32,), 2.0**20).to(torch.float8_e8m0fnu)
+    with pytest.raises(ModelError, match=r"holds numbers up to 1\.05e\+06, beyond the range of fp16"):
+        convert(save(state | {UNET + "out.0.bias": powers}), destination, dtype="fp16", force=True)
 
 
 def test_missing_averages_are_named(save: Save, published: State, state: State, destination: Path) -> None:

@@ -13,16 +13,13 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from builder.__main__ import main
 from sd_core.errors import ModelError
 from sd_core.formats.files import converted_name
 from sd_core.formats.keys import ema_name
 from sd_core.formats.load import load_networks
-
-State = dict[str, Tensor]
-UNET = "model.diffusion_model."
+from tests.support.outcome import UNET, State
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 Save = Callable[..., Path]
+UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 
 
