@@ -12,8 +12,8 @@ def tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: in
     """Run `network` on tiles of x (1, C, H, W), at most `tile` a side, and blend its outputs into each other.
 
     Neighbours share at least `overlap` elements. The network makes each side `scale` times as long; H, W, `tile` and
-    `overlap` times `scale` must be whole. Statistics that the network takes over a whole image, as normalization does, it
-    takes over a tile: the result is close to that of the whole, and equal to it if one tile is enough.
+    `overlap` times `scale` must be whole. Statistics that the network takes over an image, as normalization does, are
+    taken over a tile: the result is close to that of the whole, and equal to it if one tile is enough.
     """
     height, width = x.shape[2:]
     weights = torch.zeros(int(height * scale), int(width * scale), device=x.device)
