@@ -65,7 +65,10 @@ def test_a_test_input_with_a_picture_at_debug(start_worker: Start, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("job", "reason"),
-    [({"input": {"prompt": "x", "steps": "25"}}, "invalid_input: steps: '25'"), ({"input": None}, "no input")],
+    [
+        ({"input": {"prompt": "x", "steps": "25"}}, "invalid_input: steps: '25'"),
+        ({"input": []}, "a list is not an object"),
+    ],
 )
 def test_a_bad_test_input_ends_with_an_error(start_worker: Start, tmp_path: Path, job: Any, reason: str) -> None:
     worker = start_worker("handler.py", "--test_input", json.dumps(job))
@@ -73,6 +76,30 @@ def test_a_bad_test_input_ends_with_an_error(start_worker: Start, tmp_path: Path
     assert reason in worker.printed
     assert "Traceback" not in worker.printed
     assert list((tmp_path / "outputs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--test_input", "{bad"], "--test_input is not JSON: Expecting property name enclosed in double quotes"),
+        (["--test_input", "[]"], "--test_input is not a JSON object"),
+        (["--test_input", ""], "--test_input is empty"),
+        (["--test_input"], "--test_input: expected one argument"),
+        ([], "test_input.json is not JSON"),
+    ],
+)
+def test_a_broken_test_job_is_one_line_before_the_model_is_loaded(
+    process_environ: dict[str, str], tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    (tmp_path / "test_input.json").write_text("{'input': {}}")
+    environ = {**process_environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "handler.py"), *arguments]
+    ended = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1
+    (printed,) = ended.stderr.splitlines()
+    assert line in printed
+    assert ended.stdout == ""
+    assert not (tmp_path / "outputs").exists()
 
 
 def without_traceback(worker: Any) -> str:
@@ -97,7 +124,7 @@ def test_a_start_without_a_model_ends_with_one_message(start_worker: Start, tmp_
     message = without_traceback(on_runpod)
     assert "/runpod-volume/weights" in message
     assert "/workspace/weights" in message
-    assert "the demo model never stands in" in message
+    assert "the demo model is never used instead" in message
     assert "demo/weights" not in message
 
 

@@ -104,7 +104,7 @@ def create_app(load: Callable[[], Service], stop: Callable[[], None], max_jobs: 
         except BodyTooLarge as error:
             return await _answer(failure(error, new_uid()), HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         except BodyTooSlow as error:
-            return await _answer(failure(error, new_uid()), HTTPStatus.REQUEST_TIMEOUT, {"Connection": "close"})
+            return await _answer(failure(error, new_uid()), HTTPStatus.REQUEST_TIMEOUT)
         except (Busy, InvalidRequest, NotReady) as error:
             return await _answer(failure(error, new_uid()))
         except ClientDisconnect:
@@ -154,14 +154,11 @@ async def _client_left_during(job: asyncio.Task[Any], request: Request) -> bool:
     return True
 
 
-async def _answer(
-    response: dict[str, Any], status: HTTPStatus | int | None = None, headers: dict[str, str] | None = None
-) -> Response:
+async def _answer(response: dict[str, Any], status: HTTPStatus | int | None = None) -> Response:
     if status is None:
         code = response.get("error_code")
         status = HTTPStatus.OK if code is None else STATUS.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers = {"Retry-After": str(RETRY_AFTER_S)}
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
     # Megabytes of base64 would block the event loop.
     content = await asyncio.to_thread(json.dumps, response)
     return Response(content, int(status), headers, media_type="application/json")
