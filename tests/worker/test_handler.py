@@ -38,7 +38,7 @@ def stored_by(worker: Any, tmp_path: Path) -> Path:
     return stored
 
 
-def test_alone_it_draws_the_test_input_and_says_where_it_is(start_worker: Start, tmp_path: Path) -> None:
+def test_alone_it_runs_the_test_input_and_names_the_stored_picture(start_worker: Start, tmp_path: Path) -> None:
     worker = start_worker("handler.py")
     assert worker.exit_code() == 0, worker.printed
     stored = stored_by(worker, tmp_path)
@@ -132,15 +132,15 @@ def test_a_child_process_loads_no_model(process_environ: dict[str, str], tmp_pat
     script = tmp_path / "parent.py"
     script.write_text(
         "import multiprocessing, sys\n"
-        "def child(told):\n"
+        "def child(queue):\n"
         "    import handler\n"
-        "    told.put(['torch' in sys.modules, handler.service.cache_info().currsize])\n"
+        "    queue.put(['torch' in sys.modules, handler.service.cache_info().currsize])\n"
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('spawn')\n"
-        "    told = context.Queue()\n"
-        "    process = context.Process(target=child, args=(told,))\n"
+        "    queue = context.Queue()\n"
+        "    process = context.Process(target=child, args=(queue,))\n"
         "    process.start()\n"
-        "    print(told.get(timeout=300))\n"
+        "    print(queue.get(timeout=300))\n"
         "    process.join()\n"
     )
     environ = {**process_environ, "PYTHONPATH": str(ROOT), "SD_WEIGHTS": str(tmp_path / "nowhere")}
@@ -148,7 +148,9 @@ def test_a_child_process_loads_no_model(process_environ: dict[str, str], tmp_pat
     assert printed.stdout.strip() == "[False, 0]", printed.stderr
 
 
-def test_importing_the_handler_warms_the_model_and_draws(process_environ: dict[str, str], tmp_path: Path) -> None:
+def test_importing_the_handler_warms_up_the_model_and_it_generates(
+    process_environ: dict[str, str], tmp_path: Path
+) -> None:
     script = tmp_path / "importer.py"
     script.write_text(
         "import asyncio, handler\n"

@@ -73,7 +73,7 @@ def test_a_job_is_flat_in_the_body(url: str) -> None:
     assert (body["message"], body["uid"], body["seed"]) == ("success", "u", 4)
 
 
-def test_json_without_a_content_type_and_of_a_kind_of_json(url: str) -> None:
+def test_json_needs_no_content_type_and_may_have_a_derived_one(url: str) -> None:
     body = json.dumps({"prompt": "x"})
     assert post(url, body, None).status_code == 200
     assert post(url, body, "application/vnd.api+json; charset=utf-8").status_code == 200
@@ -121,7 +121,7 @@ def test_the_body_is_limited_whether_or_not_its_length_is_declared(url: str, mon
     ("method", "path", "status"),
     [("GET", "/inference", 405), ("POST", "/ping", 405), ("GET", "/", 404), ("GET", "/docs", 404)],
 )
-def test_what_is_not_there_is_a_failure_too(url: str, method: str, path: str, status: int) -> None:
+def test_unknown_routes_and_methods_are_failures_too(url: str, method: str, path: str, status: int) -> None:
     assert_failure(requests.request(method, url + path, timeout=30), status, "only POST /inference and GET /ping")
 
 
@@ -132,7 +132,7 @@ def test_an_internal_error_is_a_500(url: str, engine: Any) -> None:
     assert "s3cret" not in response.text
 
 
-def test_a_full_engine_is_a_503_that_says_when_to_come_again(url: str, engine: Any) -> None:
+def test_a_full_engine_is_a_503_with_retry_after(url: str, engine: Any) -> None:
     engine.full = True
     response = post(url, '{"prompt": "x"}')
     assert_failure(response, 503, "busy: enough jobs wait already")
@@ -141,7 +141,7 @@ def test_a_full_engine_is_a_503_that_says_when_to_come_again(url: str, engine: A
     assert post(url, '{"prompt": "x"}').status_code == 200
 
 
-def test_more_requests_than_jobs_are_held_are_refused_before_their_bodies_are_read(
+def test_requests_over_the_number_of_jobs_are_refused_before_their_bodies_are_read(
     service: Service, engine: Any
 ) -> None:
     engine.hangs = True
@@ -313,9 +313,10 @@ def test_a_response_that_is_not_read_is_given_up_and_one_that_is_read_slowly_is_
     with running(app, ConnectionLimits(idle_s=0.4)) as url:
         unread, read = (connect(url, "GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n") for _ in range(2))
         received = 0
-        while received < size:
-            received += len(read.socket.recv(300_000))
+        while received < size and (block := read.socket.recv(300_000)):
+            received += len(block)
             time.sleep(0.02)
+        assert received >= size
         assert len(unread.received()) < size
 
 
@@ -345,12 +346,12 @@ def test_a_client_that_hangs_up_while_it_sends_is_one_line(
     client.socket.close()
     printed = ""
 
-    def is_told() -> bool:
+    def is_logged() -> bool:
         nonlocal printed
         printed += capsys.readouterr().out
         return bool(printed)
 
-    wait_until(is_told)
+    wait_until(is_logged)
     time.sleep(0.2)
     printed += capsys.readouterr().out
     assert [json.loads(line)["message"] for line in printed.splitlines()] == [
@@ -359,7 +360,7 @@ def test_a_client_that_hangs_up_while_it_sends_is_one_line(
     assert not caplog.records
 
 
-def test_ping_tells_when_the_model_is_loaded_and_jobs_wait_for_it(service: Service) -> None:
+def test_ping_is_200_once_the_model_is_loaded_and_jobs_wait_for_it(service: Service) -> None:
     loaded = threading.Event()
 
     def load() -> Service:

@@ -44,7 +44,7 @@ def pings_until_ready(worker: Any, url: str) -> list[int]:
     return seen
 
 
-def test_the_server_loads_draws_and_stops(start_worker: Start, free_port: int) -> None:
+def test_the_server_loads_generates_and_stops(start_worker: Start, free_port: int) -> None:
     worker = start_worker("-m", "worker", "serve", PORT=str(free_port))
     url = f"http://127.0.0.1:{free_port}"
     assert set(pings_until_ready(worker, url)) <= {204, 200}
@@ -118,7 +118,7 @@ def test_bad_settings_end_the_server_before_it_listens(start_worker: Start) -> N
     assert "Traceback" not in worker.printed
 
 
-def test_without_a_command_there_is_only_help(start_worker: Start) -> None:
+def test_without_a_command_it_prints_its_usage(start_worker: Start) -> None:
     worker = start_worker("-m", "worker")
     assert worker.exit_code() == 2
     assert "serve" in worker.printed
