@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,17 +15,16 @@ import requests
 from PIL import Image
 
 from tests.support import breaking
+from tests.support.http import HEAD, JOB, Client
 
 Start = Callable[..., Any]
-HEAD = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Le"
-BODY = b'POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"prompt": "x'
+HALF = f"{HEAD}Content-Length: 1000\r\n\r\n{JOB}"
 
 
 @contextmanager
-def half_sent(port: int, request: bytes) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-        connection.sendall(request)
-        yield connection
+def half_sent(url: str, request: str) -> Iterator[None]:
+    with Client(url, request).socket:
+        yield
 
 
 def pings_until_ready(worker: Any, url: str) -> list[int]:
@@ -67,7 +65,7 @@ def test_a_stopped_server_answers_its_jobs_and_drops_half_sent_requests(
     url = f"http://127.0.0.1:{free_port}"
     pings_until_ready(worker, url)
     job = {"prompt": "x", "steps": 150, "width": 256, "height": 256, "sampler": "heun"}
-    with ThreadPoolExecutor(2) as pool, half_sent(free_port, BODY), half_sent(free_port, HEAD):
+    with ThreadPoolExecutor(2) as pool, half_sent(url, HEAD), half_sent(url, HALF):
         running = [pool.submit(requests.post, f"{url}/inference", json=job, timeout=300) for _ in range(2)]
         time.sleep(1)
         worker.process.send_signal(number)
@@ -85,9 +83,10 @@ def test_a_server_that_is_stopped_while_it_loads_ends_too(start_worker: Start, f
 
 def test_a_client_that_hangs_up_while_it_sends_leaves_one_line(start_worker: Start, free_port: int) -> None:
     worker = start_worker("-m", "worker", "serve", PORT=str(free_port))
-    pings_until_ready(worker, f"http://127.0.0.1:{free_port}")
+    url = f"http://127.0.0.1:{free_port}"
+    pings_until_ready(worker, url)
     before = worker.printed
-    with half_sent(free_port, BODY):
+    with half_sent(url, HALF):
         time.sleep(0.5)
     worker.wait_for(lambda: worker.printed != before)
     time.sleep(0.5)
