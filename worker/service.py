@@ -13,8 +13,9 @@ from sd_core.request import Observe, Request, Result
 from worker.api.job import Job, Limits, parse_request, uid_of
 from worker.api.response import Response, failure, new_encoders, success
 from worker.identity import ModelIdentity
-from worker.io.fetch import fetch
-from worker.io.pictures import decode_base64, decode_picture, is_url
+from worker.io.data_uri import decode_base64
+from worker.io.fetch import fetch, is_url
+from worker.io.pictures import decode_picture
 from worker.log import job_line, log
 from worker.progress import Send, reporting
 from worker.settings import Settings
@@ -77,7 +78,7 @@ async def run_job(job: Mapping[str, Any], service: Service, send: Send | None = 
 
 async def _generate(payload: object, uid: str, service: Service, send: Send | None, logged: dict[str, Any]) -> Response:
     """Parse the job, load its image, generate, respond. `logged` collects what the log says of the job."""
-    job = await _with_its_image(parse_request(payload, service.limits, uid), service.limits)
+    job = await _with_its_image(parse_request(payload, service.limits, uid), service)
     request = job.request
     logged |= {
         "size": f"{request.width}x{request.height}",
@@ -112,13 +113,14 @@ def _with_warnings(job: Job, *warnings: str) -> Job:
     return replace(job, warnings=(*job.warnings, *warnings))
 
 
-async def _with_its_image(job: Job, limits: Limits) -> Job:
+async def _with_its_image(job: Job, service: Service) -> Job:
     """The job with its image, if it has one, fetched, decoded and resized, and with warnings about it."""
     if job.source is None:
         return job
     source = job.source.strip()
-    data = await fetch(source) if is_url(source) else source
-    return await asyncio.to_thread(_decoded, job, data, limits)
+    private = service.settings.allow_private_urls
+    data = await fetch(source, allow_private=private) if is_url(source) else source
+    return await asyncio.to_thread(_decoded, job, data, service.limits)
 
 
 def _decoded(job: Job, data: bytes | str, limits: Limits) -> Job:

@@ -23,8 +23,8 @@ from sd_core.engine.runner import Runner
 from sd_core.engine.scheduler import Running, Scheduler
 from sd_core.errors import Broken, Busy
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.pipeline.picture import grid_of
 from sd_core.pipeline.prepare import Prepared, prepare, read_prompt
+from sd_core.pipeline.sample import Run
 from sd_core.request import Observe, Request, Result
 from sd_core.work import HostTask
 
@@ -51,7 +51,7 @@ class Engine:
     The first of `models` is the default one; a request names another by `model`. `max_batch` is how many guided images
     of native size share a forward of a UNet (two rows each), `max_jobs` how many jobs are held at once, running or
     waiting. `packages` are compiled forwards for a GPU, by model name. `kinds` makes what runs each type of work.
-    `on_failure` is called, on the drawing thread, if the engine fails for good: from then on every job is answered with
+    `on_failure` is called, on the engine thread, if the engine fails for good: from then on every job is answered with
     `Broken`, and only a new process can generate images.
     """
 
@@ -76,10 +76,10 @@ class Engine:
         self._max_jobs, self._submitted, self._held, self._closed = max_jobs, 0, 0, False
         self._lock = threading.Lock()  # over the line above and `failure`
         self._arrivals: queue.SimpleQueue[EngineJob | _Returned | None] = queue.SimpleQueue()
-        self._ending = False  # the drawing thread's own: everything that was submitted has arrived
+        self._ending = False  # the engine thread's own: everything that was submitted has arrived
         self._queued: deque[torch.cuda.Event] = deque()
         self._host = HostPool(HOST_THREADS)
-        self._thread = threading.Thread(target=self._work, name="drawing", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -118,7 +118,7 @@ class Engine:
         self._host.close()
 
     def run(self, prepare: Callable[[], Prepared], request: Request) -> Future[Result]:
-        """Run the pictures that `prepare` makes, on the drawing thread, for a request. Raises `Busy` and `Broken`."""
+        """Run the pictures that `prepare` makes, on the engine thread, for a request. Raises `Busy` and `Broken`."""
         future: Future[Result] = Future()
         with self._lock:
             if self.failure is not None:
@@ -263,6 +263,7 @@ class Engine:
 def _prepared(request: Request, model: StableDiffusion, observe: Observe | None) -> Prepared:
     if observe is None:
         return prepare(request, model)
-    sigmas, calls = grid_of(request, model)
-    progress = JobProgress(observe, request.num_images, len(sigmas) - 1, calls, model.latent_to_rgb)
+    run = Run.of(request)
+    steps, calls = len(run.grid(model)) - 1, run.calls(model)
+    progress = JobProgress(observe, request.num_images, steps, calls, model.latent_to_rgb)
     return prepare(request, model, progress.on_step)

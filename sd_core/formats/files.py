@@ -162,6 +162,10 @@ def open_safetensors(path: Path) -> TensorFile:
     if (what := not_a_model(head)) is not None:
         raise ModelError(f"{path} {what}")
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ModelError(f"{path}: the safetensors library needs a path in UTF-8: rename the file") from None
+    try:
         with safe_open(path, framework="pt") as checked:
             metadata = dict(checked.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:

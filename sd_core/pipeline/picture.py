@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sd_core.pipeline.guidance import guided
+from sd_core.pipeline.conditioning import Constant
 from sd_core.pipeline.images import PendingImage
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.pipeline.watch import OnStep, watched
+from sd_core.pipeline.sample import Run, sample
+from sd_core.pipeline.watch import OnStep
 from sd_core.request import Request
 from sd_core.sampling.noise import NoiseSource
-from sd_core.sampling.registry import SOLVERS
-from sd_core.sampling.schedule import Sigmas
 from sd_core.work import DecodeWork, EncodeWork, HostTask, Picture, TextWork
 
 
@@ -22,14 +21,6 @@ class Source:
 
     key: Hashable
     pixels: Tensor
-
-
-def grid_of(request: Request, model: StableDiffusion) -> tuple[Sigmas, int]:
-    """The noise levels that each image of a request goes through, and the calls that its sampler makes on the way."""
-    solver = SOLVERS[request.sampler]
-    strength = None if request.image is None else request.strength
-    sigmas = solver.grid(request.schedule, model.denoiser.schedule, request.steps, strength)
-    return sigmas, solver.calls(sigmas)
 
 
 def picture(
@@ -45,25 +36,11 @@ def picture(
     Draws from `noise` in this order: the VAE posterior's sample (image-to-image only), the initial noise, then the
     sampler's own draws.
     """
-    solver = SOLVERS[request.sampler]
-    sigmas, _ = grid_of(request, model)
-    positive, negative = yield TextWork(model.text_key, prompts)
+    conditioning = Constant(*(yield TextWork(model.text_key, prompts)))
     latents = None
     if source is not None:
         mean, logvar = yield EncodeWork(model.vae_key, source.key, source.pixels)
         latents = model.networks.vae.sample(mean, logvar, noise.draw())
-    x = solver.noised(latents, noise.draw(), sigmas[0])
-    sampling = solver.run(x, sigmas, noise, solver.options)
-    if on_step is not None:
-        sampling = watched(sampling, on_step)
-    latents = yield from guided(
-        sampling,
-        model.denoiser,
-        model.unet_key,
-        positive,
-        negative,
-        request.guidance_scale,
-        reads_uncond=solver.reads_uncond,
-    )
+    latents = yield from sample(Run.of(request), model, conditioning, latents, noise, on_step)
     pixels = yield DecodeWork(model.vae_key, latents)
     return HostTask(PendingImage(pixels).wait)

@@ -1,4 +1,4 @@
-"""The drawing thread: futures, cancellation, errors, and pictures that do not depend on their company."""
+"""The engine thread: futures, cancellation, errors, and pictures that do not depend on their company."""
 
 import threading
 import time

@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from sd_core.pipeline.conditioning import Conditioning, Constant, Rows
 from sd_core.pipeline.guidance import guided
 from sd_core.sampling.denoise import Denoiser
 from sd_core.sampling.schedule import v1_schedule
@@ -12,10 +16,16 @@ POSITIVE, NEGATIVE = Context("positive", torch.ones(1, 3, 2)), Context("negative
 LATENTS = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
 DENOISER = Denoiser(v1_schedule())
 SIGMAS = (10.0, 0.3)
+BOTH = Constant(POSITIVE, NEGATIVE)
 
 
 def run(
-    scale: float, answer: Tensor, *, reads_uncond: bool = False, denoiser: Denoiser = DENOISER
+    scale: float,
+    answer: Tensor,
+    *,
+    reads_uncond: bool = False,
+    denoiser: Denoiser = DENOISER,
+    conditioning: Conditioning = BOTH,
 ) -> tuple[list[UNetWork], list[Prediction]]:
     """What a sampler of two calls makes the network see, and what it is told."""
     predictions: list[Prediction] = []
@@ -25,7 +35,8 @@ def run(
             predictions.append((yield Call(LATENTS, sigma, step)))
         return LATENTS
 
-    guiding = guided(sampler(), denoiser, "unet", POSITIVE, NEGATIVE, scale, reads_uncond=reads_uncond)
+    model: Any = SimpleNamespace(denoiser=denoiser, unet_key="unet")
+    guiding = guided(sampler(), model, conditioning, scale, reads_uncond=reads_uncond)
     latents, works = drive(guiding, lambda _work: answer)
     assert torch.equal(latents, LATENTS)
     return works, predictions
@@ -66,3 +77,26 @@ def test_guidance_is_the_same_whatever_the_network_predicts() -> None:
     _, (first, _) = run(5.0, torch.cat([negative, positive]), denoiser=denoiser)
     alone = [denoiser.x0(LATENTS, SIGMAS[0], output) for output in (negative, positive)]
     torch.testing.assert_close(first.x0, alone[0] + 5 * (alone[1] - alone[0]))
+
+
+class Changing:
+    """A prompt of its own at the second step, and two with weights at the first."""
+
+    def at(self, call: Call) -> Rows:
+        if call.step == 1:
+            return Rows(((NEGATIVE, 1.0),), POSITIVE)
+        return Rows(((POSITIVE, 0.5), (NEGATIVE, -2.0)), NEGATIVE)
+
+
+def test_prompts_may_change_at_every_step_and_carry_weights() -> None:
+    outputs = torch.tensor([1.0, 4.0, 2.0])[:, None, None, None].expand(-1, 4, 2, 2)
+    works, (first, _) = run(3.0, outputs, conditioning=Changing())
+    assert [work.contexts for work in works] == [(NEGATIVE, POSITIVE, NEGATIVE), (POSITIVE, NEGATIVE)]
+    joined = 1 + 3 * (0.5 * (4 - 1) - 2 * (2 - 1))
+    torch.testing.assert_close(first.x0, LATENTS - 10.0 * joined)
+
+
+def test_several_prompts_are_joined_without_guidance_too() -> None:
+    outputs = torch.tensor([1.0, 4.0, 2.0])[:, None, None, None].expand(-1, 4, 2, 2)
+    _, (first, _) = run(1.0, outputs, conditioning=Changing())
+    torch.testing.assert_close(first.x0, LATENTS - 10.0 * (1 + 0.5 * (4 - 1) - 2 * (2 - 1)))

@@ -239,3 +239,10 @@ def test_prompts_are_logged_only_at_debug_and_images_never(
     assert ("s3cret fear" in printed) == (level == "DEBUG")
     assert picture[-60:] not in printed
     assert sent["image"][:60] not in printed
+
+
+def test_urls_to_private_addresses_are_as_the_settings_say(service: Service) -> None:
+    job = {"prompt": "x", "image": "http://127.0.0.1:1/x.png"}
+    assert "non-public address 127.0.0.1" in run(service, job)["error"]
+    open_service = replace(service, settings=replace(service.settings, allow_private_urls=True))
+    assert "could not be fetched from 127.0.0.1" in run(open_service, job)["error"]
