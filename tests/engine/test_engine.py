@@ -242,6 +242,7 @@ requests = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     jobs=st.lists(st.tuples(requests, st.booleans(), st.floats(0, 0.05)), min_size=1, max_size=6),

@@ -1,7 +1,6 @@
 """`handler.py` through the real SDK, in processes of their own, with tiny random weights."""
 
 import base64
-import io
 import json
 import shutil
 import subprocess
@@ -16,17 +15,11 @@ import requests
 from PIL import Image
 
 from tests.support import breaking
-from tests.support.pictures import picture_of
+from tests.support.pictures import data_uri, noise_picture, picture_of
 from tests.support.platform import KEY, POD, PlatformStandIn
 
 ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[..., Any]
-
-
-def data_uri(width: int, height: int) -> str:
-    file = io.BytesIO()
-    Image.effect_noise((width, height), 100).save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def stored_by(worker: Any, tmp_path: Path) -> Path:
@@ -50,7 +43,7 @@ def test_alone_it_runs_the_test_input_and_names_the_stored_picture(start_worker:
 
 
 def test_a_test_input_with_a_picture_at_debug(start_worker: Start, tmp_path: Path) -> None:
-    picture = data_uri(80, 72)
+    picture = data_uri(noise_picture(80, 72))
     job = {"input": {"prompt": "a s3cret wish", "image": picture, "strength": 0.5, "steps": 2}}
     worker = start_worker("handler.py", "--test_input", json.dumps(job), SD_DEBUG="1")
     assert worker.exit_code() == 0, worker.printed
