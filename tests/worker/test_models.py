@@ -67,6 +67,6 @@ def test_the_size_is_validated_against_the_model_that_is_named(service: Service)
 
 
 def test_an_unknown_model_is_answered_with_the_nearest(service: Service) -> None:
-    refused = run(service, model="larg")
+    refused = run(service, model="larger")
     assert refused["error_code"] == "invalid_input" and "large" in refused["error"]
     assert json.dumps(refused)

@@ -5,6 +5,7 @@ sent one byte of its next request may stay open for ever.
 """
 
 import asyncio
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ class LimitedConnection(H11Protocol):
     """
 
     limits = ConnectionLimits()
-    began = 0.0
+    arrivals = itertools.count()
+    arrival = 0  # its place among all connections: the loop's clock is too coarse to order them
     _clock: asyncio.TimerHandle | None = None
     _unsent_bytes = math.inf  # of the response, when the clock last ran out
 
@@ -38,7 +40,7 @@ class LimitedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.began = self.loop.time()
+        self.arrival = next(self.arrivals)
         self._watch()
         if len(self.connections) > self.limits.max_connections:
             self._make_room()
@@ -65,7 +67,7 @@ class LimitedConnection(H11Protocol):
         """Drop the connection that has been sending for the longest time, or this one if all others have jobs."""
         others = [other for other in self.connections if isinstance(other, LimitedConnection) and other is not self]
         sending = [other for other in others if other.is_sending]
-        min(sending, key=lambda other: other.began, default=self).transport.abort()
+        min(sending, key=lambda other: other.arrival, default=self).transport.abort()
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
