@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     size = model.info.native_size
     steps = 1 if options.tiny else arguments.steps
     request = Request(PROMPT, seed=42, width=size, height=size, steps=steps, num_images=PICTURES)
-    engines = {str(batch): Engine(model, batch, packages=packages) for batch in BATCHES}
+    engines = {str(batch): Engine([model], batch, packages=packages) for batch in BATCHES}
 
     def draw(engine: Engine) -> None:
         engine.submit(request).result()

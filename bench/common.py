@@ -119,12 +119,13 @@ def served_checkpoint(options: Options, full: bool) -> tuple[Path, str]:
     return BUNDLED_WEIGHTS / "demo.safetensors", "demo"
 
 
-def served_model(options: Options, full: bool) -> tuple[StableDiffusion, dict[Bucket, Step], str]:
-    """That model, what was compiled for it, and its name in a report."""
+def served_model(options: Options, full: bool) -> tuple[StableDiffusion, dict[str, dict[Bucket, Step]], str]:
+    """That model, what was compiled for it, by its name, and its name in a report."""
     checkpoint, name = served_checkpoint(options, full)
     model = StableDiffusion.load(checkpoint, checkpoint.parent, str(options.device), options.dtype)
     unet = model.networks.unet
-    return model, load_packages(folder_of(checkpoint.parent, unet, options.device), unet), name
+    packages = load_packages(folder_of(checkpoint.parent, unet, options.device), unet)
+    return model, {model.info.name: packages}, name
 
 
 def worker_environment(weights: Path, options: Options) -> dict[str, str]:

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parser.parse_args(argv)
     options = options_of(arguments)
     model, packages, name = served_model(options, arguments.full)
-    engine = Engine(model, max_batch=1, packages=packages)
+    engine = Engine([model], max_batch=1, packages=packages)
     size = model.info.native_size
     steps = 2 if options.tiny else 20
     request = Request(prompt=PROMPT, seed=42, width=size, height=size, steps=steps)

@@ -16,34 +16,38 @@ from torch import Tensor
 from bench.common import Options, ratio, summary, time_in_turn
 from sd_core.engine.engine import Engine
 from sd_core.engine.graphs import Bucket, GraphedUNet, Step, for_device
-from sd_core.models.unet import Contexts, UNet
-from sd_core.models.vae import VAE
+from sd_core.models.given import Given
+from sd_core.models.unet import UNet
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import prepare
 from sd_core.request import Request, Result
-from sd_core.work import Decode, Encode, Picture, UNetRows
+from sd_core.work import Context, DecodeWork, EncodeWork, Picture, TextWork, UNetWork, Work
+from tests.support.drive import drive
+from tests.support.jobs import UNGUIDED_EVERY
 
 AnyUNet = UNet | GraphedUNet
 
-UNGUIDED_EVERY = 3
-"""One picture in so many is drawn without guidance: one row of a forward instead of two."""
 SPARE = 2
 WINDOW = 4
 """Times that a full batch is replaced while a steady state is timed."""
 
 
 def measure_sharing(
-    model: StableDiffusion, packages: Mapping[Bucket, Step], options: Options, batch: int, steps: int, prompt: str
+    model: StableDiffusion,
+    packages: Mapping[str, Mapping[Bucket, Step]],
+    options: Options,
+    batch: int,
+    steps: int,
+    prompt: str,
 ) -> dict[str, Any]:
     """The gain of sharing forwards, how near to it the engine comes, and what the engine costs a lone job."""
-    unet = for_device(model.networks.unet, model.device, packages)
+    unet = for_device(model.networks.unet, model.device, packages.get(model.info.name, {}))
     size = model.info.native_size
     request = Request(prompt, seed=0, width=size, height=size, steps=steps)
     requests = [
-        replace(request, seed=seed, guidance_scale=1.0 if (seed + 1) % UNGUIDED_EVERY == 0 else 7.5)
-        for seed in range(batch)
+        replace(request, seed=seed, scale=1.0 if (seed + 1) % UNGUIDED_EVERY == 0 else 7.5) for seed in range(batch)
     ]
-    shared, alone = Engine(model, batch, packages=packages), Engine(model, 1, packages=packages)
+    shared, alone = Engine([model], batch, packages=packages), Engine([model], 1, packages=packages)
     try:
         forwards = _unet_alone(model, unet, requests, options)
         engine = _engines(shared, alone, requests, options)
@@ -65,24 +69,25 @@ def measure_sharing(
 def _unet_alone(model: StableDiffusion, unet: AnyUNet, requests: Sequence[Request], options: Options) -> dict[str, Any]:
     """One forward of all pictures' rows beside forwards of two rows: a guided picture, or two that are not."""
     works = [_first_rows(request, model) for request in requests]
-    guided = [[work] for work in works if len(work.context) == 2]
-    others = [work for work in works if len(work.context) == 1]
-    small = [_forward(unet, group) for group in [*guided, *zip(others[::2], others[1::2], strict=False)]]
+    guided = [[work] for work in works if len(work.contexts) == 2]
+    others = [work for work in works if len(work.contexts) == 1]
+    small = [_forward(model, unet, group) for group in [*guided, *zip(others[::2], others[1::2], strict=False)]]
     if len(others) % 2:
-        small.append(_forward(unet, others[-1:]))
+        small.append(_forward(model, unet, others[-1:]))
 
     def one_by_one() -> None:
         for forward in small:
             forward()
 
-    return _gain(time_in_turn({"together": _forward(unet, works), "one_by_one": one_by_one}, options))
+    return _gain(time_in_turn({"together": _forward(model, unet, works), "one_by_one": one_by_one}, options))
 
 
-def _first_rows(request: Request, model: StableDiffusion) -> UNetRows:
+def _first_rows(request: Request, model: StableDiffusion) -> UNetWork:
     (picture,) = prepare(request, model).pictures
     work = next(picture)
+    while not isinstance(work, UNetWork):
+        work = picture.send(_answer(work, model))
     picture.close()
-    assert isinstance(work, UNetRows)
     return work
 
 
@@ -164,47 +169,50 @@ def _lone_job(
 
 @torch.inference_mode()
 def draw_bare(request: Request, model: StableDiffusion, unet: AnyUNet) -> list[np.ndarray]:
-    """The request's pictures, uint8 (H, W, 3), without thread, queue or batch."""
-    return [_image(_finish(picture, model.networks.vae, unet)) for picture in prepare(request, model).pictures]
+    """The request's images, uint8 (H, W, 3), without thread, queue or batch."""
+    return [_finish(picture, model, unet) for picture in prepare(request, model).pictures]
 
 
-def _finish(picture: Picture, vae: VAE, unet: AnyUNet) -> Tensor:
-    contexts: Contexts | None = None
-    work = next(picture)
-    while True:
-        match work:
-            case UNetRows():
-                contexts = contexts or _read(unet, [work])  # a picture's prompts are the same at every step
-                answer = unet(work.latents, _timesteps([work]), contexts)
-            case Encode():
-                answer = vae.encode(work.pixels, work.noise)
-            case Decode():
-                answer = vae.decode(work.latents)
-        try:
-            work = picture.send(answer)
-        except StopIteration as stop:
-            pixels: Tensor = stop.value
-            return pixels
+def _finish(picture: Picture, model: StableDiffusion, unet: AnyUNet) -> np.ndarray:
+    given: Given | None = None
+
+    def answer(work: Work) -> Any:
+        nonlocal given
+        if not isinstance(work, UNetWork):
+            return _answer(work, model)
+        given = given or _given(model, [work])  # a picture's prompts are the same at every step
+        return unet(work.latents, _timesteps([work]), given)
+
+    last, _ = drive(picture, answer)
+    image: np.ndarray = last.run()
+    return image
 
 
-def _forward(unet: AnyUNet, works: Sequence[UNetRows]) -> Callable[[], Tensor]:
+def _answer(work: Work, model: StableDiffusion) -> Any:
+    """What the networks other than the UNet answer."""
+    match work:
+        case TextWork(prompts=prompts):
+            states = model.networks.text_encoder(torch.tensor(prompts, device=model.device))
+            return tuple(Context(ids, each) for ids, each in zip(prompts, states.split(1), strict=True))
+        case EncodeWork(pixels=pixels):
+            return model.networks.vae.moments(pixels)
+        case DecodeWork(latents=latents):
+            return model.networks.vae.decode(latents)
+    raise TypeError(f"unexpected work: {work}")
+
+
+def _forward(model: StableDiffusion, unet: AnyUNet, works: Sequence[UNetWork]) -> Callable[[], Tensor]:
     """One forward of the UNet with all rows, its prompts read beforehand."""
     latents = torch.cat([work.latents for work in works])
-    timesteps, contexts = _timesteps(works), _read(unet, works)
-    return partial(unet, latents, timesteps, contexts)
+    return partial(unet, latents, _timesteps(works), _given(model, works))
 
 
-def _timesteps(works: Sequence[UNetRows]) -> Tensor:
+def _timesteps(works: Sequence[UNetWork]) -> Tensor:
     return torch.tensor([work.timestep for work in works], dtype=torch.float32, device=works[0].latents.device)
 
 
-def _read(unet: AnyUNet, works: Sequence[UNetRows]) -> Contexts:
-    rows = [picture for picture, work in enumerate(works) for _ in work.context]
-    spread = None if len(rows) == len(works) else torch.tensor(rows, device=works[0].latents.device)
-    return unet.read(torch.cat([work.context for work in works]), spread)
-
-
-def _image(pixels: Tensor) -> np.ndarray:
-    levels = ((pixels[0].float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
-    image: np.ndarray = levels.permute(1, 2, 0).contiguous().cpu().numpy()
-    return image
+def _given(model: StableDiffusion, works: Sequence[UNetWork]) -> Given:
+    rows = [image for image, work in enumerate(works) for _ in work.contexts]
+    image_of_row = None if len(rows) == len(works) else torch.tensor(rows, device=model.device)
+    states = torch.cat([context.states for work in works for context in work.contexts])
+    return model.networks.unet.given(states, image_of_row)

@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     context = context.to(options.device, options.torch_dtype)
     timesteps = torch.tensor([500.0], device=options.device)
     doubled = torch.cat([latents, latents]).to(options.torch_dtype)
-    read = unet.read(context, torch.tensor([0, 0], device=options.device))
+    given = loaded.given(context, torch.tensor([0, 0], device=options.device))
 
     def ours_call() -> torch.Tensor:
-        eps: torch.Tensor = unet(latents, timesteps, read)
+        eps: torch.Tensor = unet(latents, timesteps, given)
         return eps
 
     def theirs_call() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Offline tools: a checkpoint as it was published -> the safetensors that the worker loads."""
+"""Offline tools: a published checkpoint -> the safetensors that the worker loads."""
 
+# Must change if the same source and options would be written differently.
 VERSION = "1"
-"""Changes when the same source and options would be written differently."""

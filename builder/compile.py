@@ -1,4 +1,4 @@
-"""Checkpoint -> compiled forwards of its UNet for the GPU of this machine, beside it on the volume."""
+"""Checkpoint -> compiled forwards of its UNet for this machine's GPU, stored beside it on the volume."""
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ from sd_core.engine.graphs import BUCKETS
 from sd_core.errors import ModelError
 from sd_core.formats.load import load_networks
 
+# Kernels are chosen by measurement here, so that no worker spends time on it.
 TUNED: Mapping[str, object] = {"max_autotune": True, "coordinate_descent_tuning": True}
-"""The kernels are chosen by trying, here, so that no worker spends time on it."""
 
 
 def compile_checkpoint(
@@ -23,10 +23,11 @@ def compile_checkpoint(
     dtype: str = "auto",
     options: Mapping[str, object] = TUNED,
 ) -> Iterator[Path]:
-    """Compiles the UNet of a `.safetensors` for forwards of these row counts at its native size, package by package.
+    """Compile the UNet of a `.safetensors` for forwards of these row counts at its native size.
 
-    What is there already is kept. Every package appears whole or not at all. Raises `ModelError` for a checkpoint
-    or row count that cannot be used and where the compiler fails, `DeviceError` for a device.
+    Yields the path of each package. Existing packages are kept; new ones appear complete or not at all. Raises
+    `ModelError` if the checkpoint or a row count cannot be used or the compiler fails, `DeviceError` for a device
+    that is not available.
     """
     if unknown := sorted(set(rows) - set(BUCKETS)):
         raise ModelError(f"forwards have {', '.join(map(str, BUCKETS))} rows, none has {unknown[0]}")

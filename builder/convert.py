@@ -1,4 +1,4 @@
-"""A published checkpoint -> the worker's safetensors: prune, check, cast, hash, write atomically."""
+"""Published checkpoint -> the worker's safetensors: prune, check, cast, hash, write atomically."""
 
 import contextlib
 import dataclasses
@@ -16,6 +16,7 @@ from builder.write import remove_partial, write_safetensors
 from sd_core.errors import ModelError
 from sd_core.formats.detect import OVERRIDES, Architecture
 from sd_core.formats.files import TensorFile, open_safetensors
+from sd_core.formats.prediction import EPSILON, PREDICTION_TYPE_KEY, PREDICTION_TYPES, ZERO_SNR_KEY
 from sd_core.pipeline.preview import METADATA_KEY as LATENT_TO_RGB_KEY
 
 SOURCE_SHA256_KEY = "sd_core.source_sha256"
@@ -23,13 +24,14 @@ ARCHITECTURE_KEY = "sd_core.architecture"
 DTYPE_KEY = "sd_core.dtype"
 VERSION_KEY = "sd_core.builder_version"
 OPTIONS_KEY = "sd_core.options"
+
+# Metadata of a safetensors source that its conversion keeps.
 CARRIED = (*OVERRIDES, LATENT_TO_RGB_KEY)
-"""What a safetensors source says of itself beyond its shapes, and its conversion too."""
 
-_CHUNK = 8 * 2**20
+_CHUNK = 8 * 2**20  # bytes
 
+# Called with the bytes hashed and written so far, and their total.
 Progress = Callable[[int, int], None]
-"""Told the bytes done and the bytes in all: those hashed and those written."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class _Options:
     dtype: str | None
     use_ema: bool
     vae: Path | None
+    prediction_type: str | None
     force: bool
 
 
@@ -47,27 +50,31 @@ def convert(
     dtype: str | None = None,
     use_ema: bool = False,
     vae: Path | None = None,
+    prediction_type: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes the networks of a `.ckpt` or `.safetensors` as safetensors and returns `destination`.
+    """Write the networks of a `.ckpt` or `.safetensors` as safetensors and return `destination`.
 
-    `dtype` is fp16, bf16 or fp32 (default: each tensor as stored); `use_ema` takes the UNet's averages; `vae`
-    replaces the VAE by another file's. A destination that the same source and options made is kept as it is;
-    another one is replaced only with `force`. One process at a time works on a destination, others wait.
-    ModelError says in one line what is wrong; the destination is then as it was, or absent.
+    `dtype` is fp16, bf16 or fp32 (default: each tensor as stored). `use_ema` takes the UNet's moving averages. `vae`
+    is a file whose VAE replaces the source's. `prediction_type`, epsilon or v_prediction, replaces what the source
+    declares. An existing destination is kept if the same source and options made it, and replaced only with `force`
+    otherwise. One process at a time writes a destination; others wait.
+    On ModelError, whose message is one line, the destination is unchanged.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise ModelError(f"the dtype {dtype!r} is none of {', '.join(DTYPES)}")
+        raise ModelError(f"the dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
+        raise ModelError(f"the prediction type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
     _check_paths(source, destination)
     with _locked(source, destination):
-        return _convert(source, destination, _Options(dtype, use_ema, vae, force), progress)
+        return _convert(source, destination, _Options(dtype, use_ema, vae, prediction_type, force), progress)
 
 
 def ensure_converted(source: Path, destination: Path, progress: Progress | None = None) -> Path:
-    """`destination`, converted from `source` unless it is there: for workers that share a volume.
+    """Convert `source` unless `destination` exists, and return `destination`. Workers that share a volume call this.
 
-    The first worker converts, the others wait for it and find its file. ModelError as `convert`'s.
+    The first worker converts; the others wait and use its file. ModelError as for `convert`.
     """
     if destination.is_file():
         return destination
@@ -75,12 +82,12 @@ def ensure_converted(source: Path, destination: Path, progress: Progress | None 
     with _locked(source, destination):
         if destination.is_file():
             return destination
-        options = _Options(dtype=None, use_ema=False, vae=None, force=False)
+        options = _Options(dtype=None, use_ema=False, vae=None, prediction_type=None, force=False)
         return _convert(source, destination, options, progress)
 
 
 def sha256(path: Path, done: Callable[[int], None] | None = None) -> str:
-    """The file's SHA-256 in hexadecimal; `done` is told the bytes of each chunk."""
+    """The file's SHA-256 in hexadecimal. `done` is called with the bytes of each chunk."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
@@ -98,12 +105,12 @@ def _check_paths(source: Path, destination: Path) -> None:
     if destination.is_dir():
         raise ModelError(f"{destination} is a directory: name the file to write")
     if not destination.parent.is_dir():
-        raise ModelError(f"{destination.parent}, where the result is to be written, is no directory")
+        raise ModelError(f"{destination.parent}, where the result is to be written, is not a directory")
 
 
 @contextlib.contextmanager
 def _locked(source: Path, destination: Path) -> Iterator[None]:
-    """The destination's lock; errors of the operating system become the one line that a user reads."""
+    """Holds the destination's lock. An OSError inside becomes a ModelError of one line."""
     try:
         with hold(destination.with_name(f".{destination.name}.lock")):
             remove_partial(destination)
@@ -119,7 +126,9 @@ def _convert(source: Path, destination: Path, options: _Options, progress: Progr
         vae = stack.enter_context(open_checkpoint(options.vae)) if options.vae is not None else None
         dtype = DTYPES[options.dtype] if options.dtype is not None else None
         try:
-            architecture, parts = plan(checkpoint, vae, dtype, use_ema=options.use_ema)
+            architecture, parts = plan(
+                checkpoint, vae, dtype, use_ema=options.use_ema, prediction_type=options.prediction_type
+            )
         except ModelError as error:
             raise ModelError(f"{source}: {error}") from None
         before = _state(checkpoint)
@@ -146,11 +155,11 @@ def _state(file: TensorFile) -> tuple[int, int]:
 
 def _require_unchanged(file: TensorFile, before: tuple[int, int]) -> None:
     if _state(file) != before:
-        raise ModelError(f"{file.path} was changed while it was converted: nothing was kept, run it again")
+        raise ModelError(f"{file.path} was changed while it was converted: the result was discarded, run it again")
 
 
 def _counter(hashed: list[Path | None], parts: list[Part], progress: Progress | None) -> Callable[[int], None]:
-    """A function that adds up bytes and reports the sum."""
+    """A function that is called with bytes done and reports their sum as progress."""
     total = sum(path.stat().st_size for path in hashed if path is not None) + sum(part.size for part in parts)
     done = 0
 
@@ -176,6 +185,8 @@ def _metadata(
     return {
         "format": "pt",
         **carried,
+        PREDICTION_TYPE_KEY: architecture.prediction_type,
+        ZERO_SNR_KEY: str(architecture.zero_terminal_snr).lower(),
         SOURCE_SHA256_KEY: source_sha256,
         ARCHITECTURE_KEY: json.dumps(dataclasses.asdict(architecture)),
         DTYPE_KEY: dtype_name(part.dtype for part in parts),
@@ -185,13 +196,16 @@ def _metadata(
 
 
 def _require_same(destination: Path, metadata: Mapping[str, str]) -> None:
-    """ModelError unless the file that is there was made from the same source in the same way."""
+    """ModelError unless the existing file was made from the same source in the same way."""
     try:
         with open_safetensors(destination) as file:
-            found = file.metadata
+            found = dict(file.metadata)
     except ModelError as error:
         raise ModelError(f"{error}; --force replaces it") from None
-    if any(found.get(key) != metadata[key] for key in (SOURCE_SHA256_KEY, VERSION_KEY, OPTIONS_KEY)):
+    # Files of older builders declare no prediction type, which means the defaults.
+    found = {PREDICTION_TYPE_KEY: EPSILON, ZERO_SNR_KEY: "false"} | found
+    same = (SOURCE_SHA256_KEY, VERSION_KEY, OPTIONS_KEY, PREDICTION_TYPE_KEY, ZERO_SNR_KEY)
+    if any(found.get(key) != metadata[key] for key in same):
         raise ModelError(
             f"{destination} exists and was made from another source or with other options; --force replaces it"
         )

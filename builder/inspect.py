@@ -1,4 +1,4 @@
-"""What a checkpoint file is, in lines for a person."""
+"""A description of a checkpoint file, as lines for a person."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from sd_core.formats.keys import EMA_PREFIX, canonical_names, show
 
 
 def inspect(path: Path) -> list[str]:
-    """The file's format, size, hash, dtype, architecture, and the tensors that are missing or too many.
+    """The file's format, size, hash, dtype and architecture, and the tensors that are missing or unexpected.
 
-    ModelError where the file cannot be read, or is no checkpoint of v1.x, which the message then names.
+    ModelError if the file cannot be read or is not a checkpoint of v1.x; the message says what it is.
     """
     with open_checkpoint(path) as file:
         try:
@@ -46,11 +46,12 @@ def inspect(path: Path) -> list[str]:
 def _describe(architecture: Architecture) -> list[str]:
     text, unet, vae = architecture.text, architecture.unet, architecture.vae
     inpainting = ", an inpainting checkpoint" if unet.in_channels == 2 * vae.z_channels + 1 else ""
+    zero_snr = ", zero terminal SNR" if architecture.zero_terminal_snr else ""
     return [
         _line(
             "architecture",
             f"Stable Diffusion v1.x{inpainting}, {architecture.native_size} pixels, "
-            f"predicts {architecture.prediction_type}",
+            f"predicts {architecture.prediction_type}{zero_snr}",
         ),
         _line(
             "  text encoder",

@@ -1,9 +1,9 @@
-"""A lock between processes, possibly on several machines, that share a directory.
+"""A lock between processes that share a directory, possibly from several machines.
 
-Network file systems may lack `flock` or keep it to one machine, so the lock is a file that only one process
-can create. Its owner rewrites it every few seconds; one that rests too long was left by a process that died.
-What the lock guards must stay correct when two owners meet after all (one was suspended for minutes): it only
-saves work.
+Network file systems may lack `flock` or limit it to one machine, so the lock is a file that only one process can
+create. Its owner rewrites it every few seconds; a lock file that stays unchanged for too long belongs to a process
+that died. Two owners are still possible (one was suspended for minutes), so the lock may only be used to save work,
+not for correctness.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def hold(
     stale_after_s: float = STALE_AFTER_S,
     poll_s: float = POLL_S,
 ) -> Iterator[None]:
-    """Holds the lock file, once no other owner is alive. OSError where it cannot be made."""
+    """Holds the lock file, after waiting until no other owner is alive. OSError if it cannot be created."""
     owner = f"{_machine()} {os.getpid()} {uuid.uuid4().hex}"
     _acquire(path, owner, stale_after_s, poll_s)
     released = threading.Event()
@@ -54,7 +54,7 @@ def _acquire(path: Path, owner: str, stale_after_s: float, poll_s: float) -> Non
             content = _read(path)
         if content != seen:
             seen, since = content, time.monotonic()
-        # The owner's own clock is never compared with ours: what counts is that its file changes.
+        # Only changes of the file count: the owner's clock may differ from ours.
         if _is_dead(content) or time.monotonic() - since > stale_after_s:
             if _read(path) == content:
                 path.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def _beat(path: Path, owner: str, released: threading.Event, heartbeat_s: float)
     count = 0
     while not released.wait(heartbeat_s):
         count += 1
-        # A lost lock is not taken back, and a beat that fails is the next one's business.
+        # A lost lock is not taken back; a failed write is repeated at the next beat.
         with contextlib.suppress(OSError):
             if _read(path).startswith(owner):
                 path.write_text(f"{owner} {count}", encoding="utf-8")
@@ -75,12 +75,12 @@ def _beat(path: Path, owner: str, released: threading.Event, heartbeat_s: float)
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # gone, or on its way: whoever asks will ask again
+    except OSError:  # removed meanwhile, or not readable yet: the caller tries again
         return ""
 
 
 def _is_dead(content: str) -> bool:
-    """Whether the owner is a process of this very machine that has ended."""
+    """Whether the owner is a process of this machine that has ended."""
     match content.split():
         case [machine, pid, *_] if machine == _machine() and pid.isdecimal():
             try:
@@ -93,7 +93,7 @@ def _is_dead(content: str) -> bool:
 
 
 def _machine() -> str:
-    """This machine and its process numbering: containers of one name do not see each other's processes."""
+    """Identifies this machine and its process ids: containers of one host name cannot see each other's processes."""
     try:
         namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

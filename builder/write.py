@@ -1,4 +1,4 @@
-"""Writing a safetensors file tensor by tensor, so that it appears whole or not at all."""
+"""Writing a safetensors file tensor by tensor, atomically: it appears complete or not at all."""
 
 import contextlib
 import json
@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 
 from builder.source import Part
-from sd_core.errors import ModelError
 from sd_core.formats.files import DTYPE_NAMES
 
+# The tensors' data begins at a multiple of this, which vector instructions on the memory map prefer.
 ALIGNMENT = 64
-"""The tensors begin at a multiple of this, so that views of a memory map suit vector instructions."""
 
 
 def write_safetensors(
@@ -24,16 +23,16 @@ def write_safetensors(
     written: Callable[[int], None],
     check: Callable[[], None],
 ) -> None:
-    """Writes the parts beside `destination` and renames the complete file to it.
+    """Write the parts to a temporary file beside `destination`, then rename it.
 
-    `written` is told the bytes of each tensor; `check` is called before the rename, to stop it by raising.
-    Whatever goes wrong, what was written is removed again.
+    `written` is called with the bytes of each tensor. `check` is called before the rename and may raise to prevent
+    it. The temporary file is removed if anything fails.
     """
     # Wider elements first: each tensor then begins at a multiple of its element's size.
     parts = sorted(parts, key=lambda part: (-part.dtype.itemsize, part.name))
     temporary = destination.with_name(f"{_partial_prefix(destination)}{uuid.uuid4().hex}.partial")
     try:
-        # Not tempfile: the file is to have the permissions that any other file here would get.
+        # Not tempfile: the file should get the permissions of any other new file.
         with temporary.open("xb") as file:
             file.write(_header(parts, metadata))
             for part in parts:
@@ -44,15 +43,15 @@ def write_safetensors(
             os.fsync(file.fileno())
         check()
         temporary.replace(destination)
-    except BaseException:  # an interrupt too leaves nothing half-written
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+    except BaseException:  # including KeyboardInterrupt
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
     _sync_directory(destination.parent)
 
 
 def remove_partial(destination: Path) -> None:
-    """Removes what killed conversions left behind; only for who holds the destination's lock."""
+    """Remove temporary files of killed conversions. The caller holds the destination's lock."""
     prefix = _partial_prefix(destination)
     for path in destination.parent.iterdir():
         if path.name.startswith(prefix) and path.name.endswith(".partial"):
@@ -64,12 +63,10 @@ def _partial_prefix(destination: Path) -> str:
 
 
 def _header(parts: Sequence[Part], metadata: Mapping[str, str]) -> bytes:
-    """The format's beginning: the header's length as 8 bytes, then JSON, padded with spaces."""
+    """The start of the file: the header's length in 8 bytes, then JSON, padded with spaces."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for part in parts:
-        if part.dtype not in DTYPE_NAMES:
-            raise ModelError(f"{part.name} has the dtype {part.dtype}, which safetensors does not store")
         header[part.name] = {
             "dtype": DTYPE_NAMES[part.dtype],
             "shape": list(part.shape),
@@ -82,8 +79,8 @@ def _header(parts: Sequence[Part], metadata: Mapping[str, str]) -> bytes:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Makes the rename outlast a power cut, where the file system can."""
-    with contextlib.suppress(OSError):  # some network file systems refuse it; the file itself is safe
+    """Make the rename survive a power failure, if the file system can."""
+    with contextlib.suppress(OSError):  # some network file systems do not support it; the file itself is safe
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -147,7 +147,7 @@ class Score:
 
 def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Score]:
     """Draws `count` pictures a group with the default sampler, steps and guidance; `sheet` keeps them as one PNG."""
-    size = engine.model.info.native_size
+    size = next(iter(engine.models.values())).info.native_size
     scores, rows = {}, []
     for group, scenes in unseen_scenes(count).items():
         futures = [
@@ -178,7 +178,7 @@ def main() -> None:
     model = StableDiffusion.load(
         arguments.weights / "demo.safetensors", arguments.weights, device="cpu", dtype=arguments.dtype
     )
-    engine = Engine(model, max_batch=8)
+    engine = Engine([model], max_batch=8)
     scores = judge(engine, arguments.count, arguments.sheet)
     engine.close()
     print(json.dumps({group: asdict(score) for group, score in scores.items()}, indent=1))

@@ -1,66 +1,128 @@
-"""What a picture asks of the networks, and what a sampler asks of its model."""
+"""What a picture asks for while it is generated, and what a sampler asks of its model.
 
-from collections.abc import Generator
+Both are coroutines: they yield a question and are resumed with the answer.
+"""
+
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Conditioning:
-    """A prompt's and its negative prompt's hidden states, each (1, T, D)."""
-
-    positive: Tensor
-    negative: Tensor
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class UNetCall:
-    """A sampler's question: the noise (eps) in these latents.
+class Call:
+    """A sampler's question: what is the clean image in these latents?
 
-    `latents` (1, 4, h, w) float32 have the variance-preserving scale that the UNet was trained on, whatever space
-    the sampler works in; `sigma` is their noise level in units of the signal; `step` counts from 0.
+    `x` (1, 4, h, w) float32 is x0 + sigma * noise (k-diffusion's space). `step` counts the sampler's steps and `call`
+    its calls within the step, both from 0.
     """
 
-    latents: Tensor
-    timestep: float
+    x: Tensor
     sigma: float
     step: int
+    call: int = 0
 
 
 @dataclass(frozen=True)
-class UNetRows:
-    """One `UNetCall` with the contexts to see it in: n rows of one forward, answered by eps (n, 4, h, w)."""
+class Prediction:
+    """The answer to a `Call`: the clean latents (1, 4, h, w) as guided, and as the negative prompt alone predicts them.
 
-    latents: Tensor
-    timestep: float
-    context: Tensor  # (n, T, D)
-
-
-@dataclass(frozen=True)
-class Encode:
-    """Pixels (1, 3, H, W) in [-1, 1] and normal noise (1, 4, h, w), answered by latents (1, 4, h, w).
-
-    Works that hold the very same `pixels` are answered by one forward, which encodes no other picture: a flat picture
-    has channels of hardly any variance, and normalizing those would show the rounding of the company they were in.
+    Without guidance both are the same.
     """
 
-    pixels: Tensor
-    noise: Tensor
+    x0: Tensor
+    x0_uncond: Tensor
+
+
+Sampling = Generator[Call, Prediction, Tensor]
+"""A running sampler: asks for predictions, returns latents as the VAE takes them."""
 
 
 @dataclass(frozen=True)
-class Decode:
-    """Latents (1, 4, h, w), answered by pixels (1, 3, H, W), about [-1, 1]."""
+class Context:
+    """A prompt's hidden states (1, T, D). Contexts with equal keys hold equal states."""
 
+    key: Hashable
+    states: Tensor
+
+
+@dataclass(frozen=True)
+class TextWork:
+    """Token ids of prompts, each begun, ended and padded; answered by one `Context` per prompt.
+
+    `skip` layers before the end the encoder stops. `network` names a text encoder.
+    """
+
+    network: str
+    prompts: tuple[tuple[int, ...], ...]
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class EncodeWork:
+    """Pixels (1, 3, H, W) in [-1, 1], answered by the posterior's mean and log variance, each (1, 4, h, w).
+
+    Works with equal keys hold equal pixels. `network` names a VAE.
+    """
+
+    network: str
+    key: Hashable
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class UNetWork:
+    """m inputs of one forward, seen with n contexts: answered by the network's output (n, 4, h, w).
+
+    Row i continues input `image_of_row[i]` with `contexts[i]`; rows of one input are equal until they read their
+    contexts, and are computed once up to there. `latents` (m, C, h, w) float32 are scaled as the network was trained.
+    """
+
+    network: str
+    latents: Tensor
+    timestep: float
+    contexts: tuple[Context, ...]
+    image_of_row: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DecodeWork:
+    """Latents (1, 4, h, w), answered by pixels (1, 3, H, W), about [-1, 1]. `network` names a VAE."""
+
+    network: str
     latents: Tensor
 
 
-Work = UNetRows | Encode | Decode
-"""What a picture asks of the networks; the runner stacks work of one kind into one forward."""
+@dataclass(frozen=True)
+class HostTask:
+    """Work for the host: `run` is called on a thread of the engine's pool and its result is the answer.
 
-Sampling = Generator[UNetCall, Tensor, Tensor]
-"""A sampler at work: asks for eps, returns latents."""
+    Meanwhile the picture takes part in no forward, and its neighbours go on.
+    """
 
-Picture = Generator[Work, Tensor, Tensor]
-"""A picture in the making: asks for work, returns pixels (1, 3, H, W)."""
+    run: Callable[[], Any]
+
+
+Work = TextWork | EncodeWork | UNetWork | DecodeWork
+"""Work for a network. Each type is registered with the kind that runs it, in `sd_core.engine.kinds`."""
+
+Picture = Generator[Any, Any, HostTask]
+"""A picture being generated: asks for `Work` and `HostTask`s; the task that it returns makes the image (H, W, 3)."""
+
+
+def answering(
+    asking: Generator[Question, Answer, Result], answer: Callable[[Question], Generator[Any, Any, Answer]]
+) -> Generator[Any, Any, Result]:
+    """Run a coroutine, answering each of its questions by another one."""
+    try:
+        question = next(asking)
+        while True:
+            question = asking.send((yield from answer(question)))
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result

@@ -1,4 +1,4 @@
-"""How far a job is, told while it is drawn: at most once a second, and never at the drawing's expense."""
+"""Messages about a job's progress while it is running: at most one a second, without slowing the engine."""
 
 import asyncio
 import base64
@@ -12,28 +12,28 @@ from PIL import Image
 from sd_core.request import Observe, Progress
 from worker.log import log
 
-INTERVAL_S = 1.0
-"""From the beginning of one message to that of the next, at least."""
+# Least time from the start of one message to the start of the next.
+MIN_INTERVAL_S = 1.0
 
-POST_S = 5.0
-"""How long drawing a preview and sending a message may take together."""
+# Time limit for rendering a preview and sending its message together.
+SEND_TIMEOUT_S = 5.0
 
-LAST_S = 2.0
-"""How long a job that is done waits for a message that is still being sent."""
+# How long a finished job waits for a message that is still being sent.
+LAST_SEND_TIMEOUT_S = 2.0
 
+# `{"type": "progress", "step", "steps", "percent"}`, and `preview`, a base64 JPEG, if the job asks for it.
 Message = dict[str, Any]
-"""`{"type": "progress", "step", "steps", "percent"}`, and `preview`, a base64 JPEG, where the job asks for it."""
 
+# Sends one message to the job's client. It may fail, hang and be cancelled.
 Send = Callable[[Message], Awaitable[None]]
-"""Sends one message to whoever waits for the job. It may fail, hang and be cancelled."""
 
 
 @asynccontextmanager
 async def reporting(send: Send | None, preview: bool, uid: str) -> AsyncIterator[Observe | None]:
-    """While it is open, what the engine tells to the `Observe` that it yields is sent; None without a `send`.
+    """Yields an `Observe` for the engine, whose progress is sent while the context is open; None without a `send`.
 
-    Nothing is sent any more once it is closed. What goes wrong with a message goes to the log, and delays the closing
-    by `LAST_S` at most; a job that fails or is cancelled does not wait for its last message.
+    Nothing is sent after the context is closed. A message that fails is logged, and delays closing by
+    `LAST_SEND_TIMEOUT_S` at most; a job that fails or is cancelled does not wait for its last message.
     """
     if send is None:
         yield None
@@ -43,15 +43,15 @@ async def reporting(send: Send | None, preview: bool, uid: str) -> AsyncIterator
     try:
         yield reporter.observe
         with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_S):
+            async with asyncio.timeout(LAST_SEND_TIMEOUT_S):
                 await reporter.sending.acquire()
     finally:
         task.cancel()
-        await asyncio.wait({task}, timeout=LAST_S)
+        await asyncio.wait({task}, timeout=LAST_SEND_TIMEOUT_S)
 
 
 class _Reporter:
-    """`observe` belongs to the drawing thread, everything else to the event loop."""
+    """`observe` is called on the engine's thread, everything else runs on the event loop."""
 
     def __init__(self, send: Send, preview: bool, uid: str) -> None:
         self._send, self._preview, self._uid = send, preview, uid
@@ -59,37 +59,36 @@ class _Reporter:
         self._newest: Progress | None = None
         self._waiting = False
         self._woken = asyncio.Event()
-        self.sending = asyncio.Lock()
-        """Held while a message is on its way."""
+        self.sending = asyncio.Lock()  # held while a message is being sent
 
     def observe(self, progress: Progress) -> None:
-        """Keeps the newest; wakes the event loop only where it waits for one."""
+        """Keep the newest progress; wake the event loop only if it is waiting for one."""
         self._newest = progress
         if self._waiting:
             self._waiting = False
-            with suppress(RuntimeError):  # the loop has ended, and with it whoever waited for the job
+            with suppress(RuntimeError):  # the loop has ended, so nobody waits for this job
                 self._loop.call_soon_threadsafe(self._woken.set)
 
     async def run(self) -> None:
-        told: Progress | None = None
+        sent: Progress | None = None
         while True:
-            told = await self._newer_than(told)
+            sent = await self._newer_than(sent)
             began = self._loop.time()
             try:
-                async with asyncio.timeout(POST_S):
-                    message = await self._message(told)
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    message = await self._message(sent)
                     async with self.sending:
                         await self._send(message)
-            except Exception as error:  # noqa: BLE001 - the job goes on, whatever became of its progress
+            except Exception as error:  # noqa: BLE001 - the job goes on without it
                 self._warn("progress was not sent", error)
-            await asyncio.sleep(began + INTERVAL_S - self._loop.time())
+            await asyncio.sleep(began + MIN_INTERVAL_S - self._loop.time())
 
-    async def _newer_than(self, told: Progress | None) -> Progress:
+    async def _newer_than(self, sent: Progress | None) -> Progress:
         while True:
             self._woken.clear()
-            self._waiting = True  # before the look: what comes after it wakes the loop
+            self._waiting = True  # set before the check, so that whatever arrives after the check wakes the loop
             newest = self._newest
-            if newest is not None and newest is not told:
+            if newest is not None and newest is not sent:
                 self._waiting = False
                 return newest
             await self._woken.wait()
@@ -99,8 +98,8 @@ class _Reporter:
         if self._preview:
             try:
                 message["preview"] = await asyncio.to_thread(_preview, progress)
-            except Exception as error:  # noqa: BLE001 - the numbers are told without it
-                self._warn("a preview was not drawn", error)
+            except Exception as error:  # noqa: BLE001 - the numbers are sent without it
+                self._warn("a preview was not rendered", error)
         return message
 
     def _warn(self, what: str, error: Exception) -> None:
@@ -108,7 +107,7 @@ class _Reporter:
 
 
 def _preview(progress: Progress) -> str:
-    """Base64 of a JPEG, because the noise of the first steps would make a PNG several times as large."""
+    """Base64 of a JPEG: the noise of the first steps would make a PNG several times as large."""
     file = io.BytesIO()
     Image.fromarray(progress.preview()).save(file, format="jpeg", quality=85)
     return base64.b64encode(file.getvalue()).decode("ascii")

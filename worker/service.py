@@ -1,28 +1,28 @@
-"""One job from its dict to its response: the way that the platform's handler and the HTTP server share."""
+"""One job from its dict to its response: what the platform's handler and the HTTP server share."""
 
 import asyncio
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from sd_core.errors import OutOfMemory, SDError
+from sd_core.pipeline.complete import with_image
 from sd_core.request import Observe, Request, Result
-from worker.api.job import Limits, ParsedJob, parse_request, uid_of
+from worker.api.job import Job, Limits, parse_request, uid_of
 from worker.api.response import Response, failure, new_encoders, success
 from worker.identity import ModelIdentity
-from worker.io.fetch import fetch
-from worker.io.pictures import choose_size, decode_base64, decode_picture, is_url, resized
+from worker.io.data_uri import decode_base64
+from worker.io.fetch import fetch, is_url
+from worker.io.pictures import decode_picture
 from worker.log import job_line, log
 from worker.progress import Send, reporting
 from worker.settings import Settings
 
 
-class Drawing(Protocol):
-    """What a job needs of the engine."""
+class JobEngine(Protocol):
+    """The part of `sd_core.Engine` that the worker uses."""
 
     @property
     def failure(self) -> Exception | None: ...
@@ -34,93 +34,96 @@ class Drawing(Protocol):
 
 @dataclass(frozen=True)
 class Service:
-    """A worker that is ready: a warmed engine, and all that is the same for every job."""
+    """A worker that is ready: a warmed engine, and what all jobs share."""
 
     settings: Settings
-    engine: Drawing
-    model: ModelIdentity
+    engine: JobEngine
+    identities: Mapping[str, ModelIdentity]  # by the names of `limits.native_sizes`
     limits: Limits
     encoders: Executor = field(default_factory=new_encoders)
 
 
 class Internal(SDError):
-    """Something that no job should be able to cause. Its cause is in the log."""
+    """An error that no job should be able to cause; the log has the details."""
 
 
 async def run_job(job: Mapping[str, Any], service: Service, send: Send | None = None) -> Response:
-    """`{"input": {...}}` -> the response or the failure; raises nothing but the cancellation of its task.
+    """`{"input": {...}}` -> the response or the failure; raises only `CancelledError`, if its task is cancelled.
 
-    Where there is a `send`, it is given the messages about the job's progress, none of them after the return.
+    `send` is called with the messages about the job's progress, never after the return.
     """
     payload = job.get("input")
     uid = uid_of(payload)
-    seen: dict[str, Any] = {"requestId": job.get("id"), "uid": uid}
+    logged: dict[str, Any] = {"requestId": job.get("id"), "uid": uid}
     try:
-        response = await _draw(payload, uid, service, send, seen)
+        response = await _generate(payload, uid, service, send, logged)
     except asyncio.CancelledError:
-        job_line(logging.INFO, "job cancelled", {**seen, "outcome": "cancelled"})
+        job_line(logging.INFO, "job cancelled", {**logged, "outcome": "cancelled"})
         raise
     except SDError as error:
-        job_line(logging.ERROR, "job failed", {**seen, "outcome": error.code, "error": str(error)})
+        job_line(logging.ERROR, "job failed", {**logged, "outcome": error.code, "error": str(error)})
         return failure(error, uid)
     except MemoryError as error:
-        known = OutOfMemory("the worker's memory does not hold this job; ask for fewer or smaller pictures")
-        job_line(logging.ERROR, "job failed", {**seen, "outcome": known.code, "error": str(known)}, error)
+        known = OutOfMemory("this job does not fit into the worker's memory; ask for fewer or smaller images")
+        job_line(logging.ERROR, "job failed", {**logged, "outcome": known.code, "error": str(known)}, error)
         return failure(known, uid)
-    except Exception as error:  # noqa: BLE001 - the worker lives on, and the cause goes to the log
-        known_as = Internal("the worker failed at this job; its log names the cause under this uid")
-        job_line(logging.ERROR, "job failed", {**seen, "outcome": "internal", "error": repr(error)}, error)
-        return failure(known_as, uid)
+    except Exception as error:  # noqa: BLE001 - the worker goes on, and the cause goes to the log
+        unknown = Internal("the worker failed on this job; its log has the cause under this uid")
+        job_line(logging.ERROR, "job failed", {**logged, "outcome": "internal", "error": repr(error)}, error)
+        return failure(unknown, uid)
     timings = {"timings_ms": response["timings_ms"], "outputs": response["outputs"]}
-    job_line(logging.INFO, "job done", {**seen, "outcome": "success", **timings})
+    job_line(logging.INFO, "job done", {**logged, "outcome": "success", **timings})
     return response
 
 
-async def _draw(payload: object, uid: str, service: Service, send: Send | None, seen: dict[str, Any]) -> Response:
-    """The job's life. `seen` collects what is known of it, for the one line that it leaves in the log."""
-    parsed = parse_request(payload, service.limits, uid)
-    request, notes = await _request(parsed, service.limits)
-    seen |= {
+async def _generate(payload: object, uid: str, service: Service, send: Send | None, logged: dict[str, Any]) -> Response:
+    """Parse the job, load its image, generate, respond. `logged` collects what the log says of the job."""
+    job = await _with_its_image(parse_request(payload, service.limits, uid), service)
+    request = job.request
+    logged |= {
         "size": f"{request.width}x{request.height}",
-        "steps": parsed.steps,
-        "sampler": parsed.sampler_name,
-        "seed": parsed.seed,
-        "num_images": parsed.num_images,
+        "steps": request.steps,
+        "sampler": job.sampler_name,
+        "seed": request.seed,
+        "num_images": request.num_images,
         "image_to_image": request.image is not None,
     }
-    log.debug("job drawn from", extra={"fields": {**seen, **_prompts(parsed)}})
-    if parsed.preview and send is None:
-        notes += ("preview did nothing: only jobs from RunPod's queue tell their progress",)
-    async with reporting(send, parsed.preview, parsed.uid) as observe:
+    prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    log.debug("job to generate", extra={"fields": {**logged, **prompts}})
+    if job.door.preview and send is None:
+        job = _with_warnings(job, "preview did nothing: progress is sent only for jobs from RunPod's queue")
+    async with reporting(send, job.door.preview, job.door.uid) as observe:
         result = await asyncio.wrap_future(service.engine.submit(request, observe))
         return await success(
-            parsed,
-            request,
+            job,
             result,
-            service.model.describe(),
+            _identity(service, request).describe(),
             service.settings.outputs,
             service.settings.max_response_bytes,
             service.encoders,
-            notes,
         )
 
 
-def _prompts(parsed: ParsedJob) -> dict[str, str]:
-    return {"prompt": parsed.prompt, "negative_prompt": parsed.negative_prompt}
+def _identity(service: Service, request: Request) -> ModelIdentity:
+    assert request.model is not None  # parsing names one
+    return service.identities[request.model]
 
 
-async def _request(parsed: ParsedJob, limits: Limits) -> tuple[Request, tuple[str, ...]]:
-    """What the engine is asked, with the job's picture fetched, decoded and resized, and notes on it."""
-    if parsed.image is None:
-        return parsed.request(parsed.width or limits.native_size, parsed.height or limits.native_size), ()
-    source = parsed.image.strip()
-    data = await fetch(source) if is_url(source) else source
-    image, notes = await asyncio.to_thread(_picture, parsed, data, limits)
-    return parsed.request(image.shape[1], image.shape[0], image), notes
+def _with_warnings(job: Job, *warnings: str) -> Job:
+    return replace(job, warnings=(*job.warnings, *warnings))
 
 
-def _picture(parsed: ParsedJob, data: bytes | str, limits: Limits) -> tuple[np.ndarray, tuple[str, ...]]:
+async def _with_its_image(job: Job, service: Service) -> Job:
+    """The job with its image, if it has one, fetched, decoded and resized, and with warnings about it."""
+    if job.source is None:
+        return job
+    source = job.source.strip()
+    private = service.settings.allow_private_urls
+    data = await fetch(source, allow_private=private) if is_url(source) else source
+    return await asyncio.to_thread(_decoded, job, data, service.limits)
+
+
+def _decoded(job: Job, data: bytes | str, limits: Limits) -> Job:
     picture = decode_picture(decode_base64(data) if isinstance(data, str) else data)
-    most = limits.max_pixels // parsed.num_images
-    size = choose_size(picture.image.size, parsed.width, parsed.height, most)
-    return resized(picture.image, size), picture.warnings
+    request = with_image(job.request, picture.image, job.width, job.height, limits.max_pixels)
+    return _with_warnings(replace(job, request=request), *picture.warnings)

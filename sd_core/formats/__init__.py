@@ -1,1 +1,1 @@
-"""Checkpoint files: what they hold, what they are, and the networks that are made from them."""
+"""Checkpoint files: reading them, recognizing them, and building networks from them."""

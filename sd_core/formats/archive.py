@@ -1,6 +1,6 @@
-"""Where a zip archive keeps its records: just enough of the format to find those that are stored as they are.
+"""Finds the records of a zip archive: as much of the format as uncompressed records need.
 
-`zipfile` reads a central directory of any size and inflates what it is told to; a checkpoint needs neither.
+`zipfile` reads a central directory of any size and inflates compressed records; a checkpoint needs neither.
 Source: PKWARE's APPNOTE.TXT, sections 4.3 and 4.5.3 (zip64).
 """
 
@@ -11,8 +11,8 @@ from io import BufferedReader
 from sd_core.errors import ModelError
 from sd_core.formats.keys import show
 
+# Bytes of a central directory. That of a full v1.x training checkpoint has about half a megabyte.
 MAX_DIRECTORY = 64 * 2**20
-"""Bytes of a central directory; a full v1.x training checkpoint's has about half a megabyte."""
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -25,7 +25,7 @@ _STORED = 0
 
 @dataclass(frozen=True)
 class Record:
-    """One file of an archive; `header` is the byte offset of its local header, `size` its length in bytes."""
+    """One file of an archive. `header` is the byte offset of its local header, `size` its length in bytes."""
 
     name: str
     header: int
@@ -34,7 +34,7 @@ class Record:
 
 
 def read_directory(file: BufferedReader, size: int) -> dict[str, Record]:
-    """All records by name; ModelError where the archive is damaged, cut short or implausible."""
+    """All records by name. ModelError if the archive is damaged, truncated or implausible."""
     try:
         offset, length = _find_directory(file, size)
         if length > MAX_DIRECTORY:
@@ -46,9 +46,9 @@ def read_directory(file: BufferedReader, size: int) -> dict[str, Record]:
 
 
 def data_offset(file: BufferedReader, record: Record, size: int) -> int:
-    """The byte offset of a record's data; ModelError unless it is stored plainly, inside the file."""
+    """The byte offset of a record's data. ModelError unless it is uncompressed, unencrypted and inside the file."""
     if not record.plain:
-        raise ModelError(f"the record {show(record.name)} is compressed or encrypted; PyTorch stores records plainly")
+        raise ModelError(f"the record {show(record.name)} is compressed or encrypted, as PyTorch never writes it")
     header = _LOCAL.unpack(_read_at(file, record.header, _LOCAL.size, size))
     if header[0] != b"PK\x03\x04":
         raise ModelError(f"the record {show(record.name)} has no header where the archive's directory says")
@@ -99,7 +99,7 @@ def _entries(directory: bytes) -> dict[str, Record]:
 
 
 def _wide(extra: bytes, values: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Sizes and offset with those that do not fit 32 bits taken from the zip64 extra field, in its order."""
+    """Sizes and offset; those that do not fit 32 bits come from the zip64 extra field, in its order."""
     wide = b""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)
@@ -117,5 +117,5 @@ def _read_at(file: BufferedReader, offset: int, length: int, size: int) -> bytes
     file.seek(offset)
     data = file.read(length)
     if len(data) != length:
-        raise ModelError("the file ended while it was read")
+        raise ModelError("the file was truncated while it was read")
     return data

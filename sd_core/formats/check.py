@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds exactly the tensors that its architecture asks for."""
+"""Whether a checkpoint holds exactly the tensors that its architecture requires."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sd_core.models.vae import VAE
 
 
 class _WithoutInitialization(TorchFunctionMode):
-    """Leaves new parameters as they are: on the meta device, random numbers would first import a compiler."""
+    """Skips the initialization of new parameters, which would import torch's compiler on the meta device."""
 
     def __torch_function__(
         self,
@@ -33,7 +33,7 @@ class _WithoutInitialization(TorchFunctionMode):
 
 
 def meta_networks(architecture: Architecture) -> tuple[CLIPTextEncoder, UNet, VAE]:
-    """The three networks without memory: parameters on the meta device, neither allocated nor initialized."""
+    """The three networks with parameters on the meta device, neither allocated nor initialized."""
     with torch.device("meta"), _WithoutInitialization():
         return CLIPTextEncoder(architecture.text), UNet(architecture.unet), VAE(architecture.vae)
 
@@ -49,13 +49,13 @@ def networks_shapes(text_encoder: nn.Module, unet: nn.Module, vae: nn.Module) ->
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Checkpoint name -> shape of every tensor that a file of this architecture holds, extras aside."""
+    """Checkpoint name -> shape of every tensor that a file of this architecture holds, without extras."""
     return networks_shapes(*meta_networks(architecture))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How the tensors found differ from those expected; `misshaped` holds (name, found, expected)."""
+    """How the tensors found differ from those expected. `misshaped` holds (name, found shape, expected shape)."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -78,7 +78,7 @@ class Difference:
 
 
 def compare(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> Difference:
-    """The difference between two sets of canonical names and shapes, in the order of their names."""
+    """The difference between two sets of canonical names and shapes, sorted by name."""
     return Difference(
         missing=tuple(sorted(expected.keys() - found.keys())),
         unexpected=tuple(sorted(found.keys() - expected.keys())),
@@ -91,6 +91,6 @@ def compare(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[i
 
 
 def require_equal(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """ModelError that names the first few missing, unexpected and misshaped tensors."""
+    """ModelError if the two differ. It names the first missing, unexpected and misshaped tensors."""
     if difference := compare(found, expected):
         raise ModelError(str(difference))

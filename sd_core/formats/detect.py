@@ -1,4 +1,4 @@
-"""The architecture of a checkpoint, read from the shapes of its tensors."""
+"""The architecture of a checkpoint, from the shapes of its tensors and the metadata of its file."""
 
 import math
 import re
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sd_core.errors import ModelError
 from sd_core.formats import foreign
 from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, canonical_names
+from sd_core.formats.prediction import EPSILON, PREDICTION_TYPE_KEY, ZERO_SNR_KEY, declared
 from sd_core.models.clip import CLIPConfig
 from sd_core.models.layers import NORM_GROUPS
 from sd_core.models.unet import UNetConfig
@@ -16,32 +17,39 @@ from sd_core.models.vae import VAEConfig
 NATIVE_SIZE_KEY = "sd_core.native_size"
 NUM_HEADS_KEY = "sd_core.num_heads"
 TEXT_HEADS_KEY = "sd_core.text_heads"
-PREDICTION_TYPE_KEY = "sd_core.prediction_type"
 SCALE_FACTOR_KEY = "sd_core.scale_factor"
-OVERRIDES = (NATIVE_SIZE_KEY, NUM_HEADS_KEY, TEXT_HEADS_KEY, PREDICTION_TYPE_KEY, SCALE_FACTOR_KEY)
-"""Metadata that says what shapes cannot tell."""
 
-_LARGEST = 2**20
-"""No dimension of a v1.x network comes near this; larger ones would only overflow further on."""
-_MOST = 100
-"""No list of modules of a v1.x network is longer; building endless ones would only take endless time."""
+# Metadata for everything that shapes cannot show.
+OVERRIDES = (NATIVE_SIZE_KEY, NUM_HEADS_KEY, TEXT_HEADS_KEY, SCALE_FACTOR_KEY, PREDICTION_TYPE_KEY, ZERO_SNR_KEY)
+
+# No dimension of a v1.x network comes near this size. Larger ones would overflow in later arithmetic.
+_MAX_DIMENSION = 2**20
+
+# No module list of a v1.x network is longer. The limit keeps a hostile file from having millions of layers built.
+_MAX_MODULES = 100
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that is needed to build the three networks. `native_size` is in pixels, the side of a square."""
+    """Everything needed to build and drive the three networks.
+
+    `native_size` is the side in pixels of the square images that the UNet was trained on. `prediction_type` is what
+    the UNet predicts, "epsilon" (the noise) or "v_prediction"; `zero_terminal_snr` says whether it was trained on a
+    schedule whose last timestep is pure noise.
+    """
 
     text: CLIPConfig
     unet: UNetConfig
     vae: VAEConfig
     native_size: int = 512
-    prediction_type: str = "epsilon"
+    prediction_type: str = EPSILON
+    zero_terminal_snr: bool = False
 
 
 def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> Architecture:
     """The architecture of a v1.x checkpoint, from its tensors' names and shapes and the file's metadata.
 
-    ModelError where the file is of another kind, which is named, or lacks what tells its architecture.
+    ModelError if the file is of another kind, which the message names, or lacks a tensor whose shape is needed.
     """
     foreign.refuse(shapes)
     names = canonical_names(shapes)
@@ -57,29 +65,34 @@ def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -
     vae = _vae(_Shapes("the VAE", VAE_PREFIX, weights), metadata)
     if text.width != unet.context_dim:
         raise ModelError(
-            f"the UNet attends to hidden states of width {unet.context_dim}, but the text encoder makes {text.width}"
+            f"the UNet attends to hidden states of width {unet.context_dim}, but the text encoder's have {text.width}"
         )
-    return Architecture(text, unet, vae, _native_size(metadata), _prediction_type(metadata))
+    return Architecture(text, unet, vae, _native_size(metadata), *declared(shapes, metadata))
 
 
 def require_drawable(architecture: Architecture) -> None:
-    """ModelError where the checkpoint can be described but today's pipeline cannot draw with it."""
+    """ModelError if the pipeline cannot generate images with the checkpoint, although it can be described."""
     taken, made = architecture.unet.in_channels, architecture.unet.out_channels
     latent = architecture.vae.z_channels
     if taken == 2 * latent + 1:
         raise ModelError(
             f"this is an inpainting checkpoint (its UNet takes {taken} channels); "
-            f"only checkpoints whose UNet takes the {latent} latent channels alone can be drawn with"
+            f"only checkpoints whose UNet takes just the {latent} latent channels are supported"
         )
     if (taken, made) != (latent, latent):
         raise ModelError(
-            f"the UNet takes {taken} channels and makes {made}, but the VAE's latents have {latent}: "
-            "such a checkpoint (instruct-pix2pix, depth) cannot be drawn with"
+            f"the UNet takes {taken} channels and returns {made}, but the VAE's latents have {latent}: "
+            "such a checkpoint (instruct-pix2pix, depth) is not supported"
+        )
+    if architecture.zero_terminal_snr and architecture.prediction_type == EPSILON:
+        raise ModelError(
+            "the file declares zero terminal SNR for a UNet that predicts the noise, which cannot start from pure "
+            "noise; if the UNet predicts v, `python -m builder convert SRC DST --prediction-type v_prediction` says so"
         )
 
 
 class _Shapes:
-    """The shapes below one prefix, asked for by the names of the network's module."""
+    """The shapes of one network's tensors, by their names without the network's prefix."""
 
     def __init__(self, network: str, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.network, self.prefix = network, prefix
@@ -93,27 +106,27 @@ class _Shapes:
     def dim(self, name: str, axis: int, rank: int) -> int:
         shape = self.shapes.get(name)
         if shape is None:
-            raise ModelError(f"{self.network} lacks {self.prefix}{name}, which tells its architecture")
-        if len(shape) != rank or not all(0 < size <= _LARGEST for size in shape):
+            raise ModelError(f"{self.network} lacks {self.prefix}{name}, whose shape is needed")
+        if len(shape) != rank or not all(0 < size <= _MAX_DIMENSION for size in shape):
             raise ModelError(f"{self.prefix}{name} has the shape {list(shape)}, which no v1.x network has")
         return shape[axis]
 
     def width(self, name: str) -> int:
-        """The channels that a convolution makes; group normalization asks them to be a multiple of 32."""
+        """The output channels of a convolution, which group normalization requires to be a multiple of 32."""
         width = self.dim(name, 0, 4)
         if width % NORM_GROUPS:
-            raise ModelError(f"{self.prefix}{name} makes {width} channels, not a multiple of {NORM_GROUPS}")
+            raise ModelError(f"{self.prefix}{name} has {width} output channels, not a multiple of {NORM_GROUPS}")
         return width
 
     def indices(self, pattern: str) -> set[int]:
-        """The numbers that the pattern's one group matches at the start of names."""
+        """The numbers that the pattern's group matches at the start of the names."""
         regex = re.compile(pattern)
         return {int(match[1]) for name in self.shapes if (match := regex.match(name))}
 
     def count(self, prefix: str) -> int:
-        """How many entries a list of modules has: numbers from 0 without a gap, whatever lies beyond."""
+        """The length of a module list: its indices from 0 up to the first gap."""
         found = self.indices(rf"{re.escape(prefix)}\.(\d{{1,6}})\.")
-        if len(found) > _MOST:
+        if len(found) > _MAX_MODULES:
             raise ModelError(f"{self.network} has {len(found)} entries in {self.prefix}{prefix}: not a v1.x network")
         return next(number for number in range(len(found) + 1) if number not in found)
 
@@ -121,7 +134,7 @@ class _Shapes:
 def _unet(shapes: _Shapes, metadata: Mapping[str, str]) -> UNetConfig:
     blocks = shapes.count("input_blocks")
     downsamples = sorted(shapes.indices(r"input_blocks\.(\d{1,6})\.0\.op\."))
-    # A level is its residual blocks and the downsample after them; block 0 is the first convolution.
+    # Block 0 is the first convolution. Each level then has its residual blocks and, except the last, a downsample.
     stride = downsamples[0] if downsamples else blocks
     if stride < 2:
         raise ModelError("the UNet has no residual blocks before its first downsample: not a v1.x network")
@@ -167,7 +180,7 @@ def _text(shapes: _Shapes, metadata: Mapping[str, str]) -> CLIPConfig:
 def _vae(shapes: _Shapes, metadata: Mapping[str, str]) -> VAEConfig:
     levels = shapes.count("encoder.down")
     if not levels:
-        raise ModelError(f"the VAE lacks {VAE_PREFIX}encoder.down.0, which tells its architecture")
+        raise ModelError(f"the VAE lacks {VAE_PREFIX}encoder.down.0, whose shape is needed")
     return VAEConfig(
         in_channels=shapes.dim("encoder.conv_in.weight", 1, 4),
         z_channels=shapes.dim("post_quant_conv.weight", 0, 4),
@@ -189,7 +202,7 @@ def _positive(metadata: Mapping[str, str], key: str, default: int) -> int:
 def _native_size(metadata: Mapping[str, str]) -> int:
     size = _positive(metadata, NATIVE_SIZE_KEY, Architecture.native_size)
     if size % 8 or not 64 <= size <= 2048:
-        raise ModelError(f"metadata {NATIVE_SIZE_KEY} is {size}; pictures are multiples of 8 from 64 to 2048 pixels")
+        raise ModelError(f"metadata {NATIVE_SIZE_KEY} is {size}; it must be a multiple of 8 from 64 to 2048 pixels")
     return size
 
 
@@ -202,13 +215,3 @@ def _scale_factor(metadata: Mapping[str, str]) -> float:
     if not (math.isfinite(factor) and factor > 0):
         raise ModelError(f"metadata {SCALE_FACTOR_KEY} is {text[:40]!r}, not a positive number")
     return factor
-
-
-def _prediction_type(metadata: Mapping[str, str]) -> str:
-    predicted = metadata.get(PREDICTION_TYPE_KEY, Architecture.prediction_type)
-    if predicted != Architecture.prediction_type:
-        raise ModelError(
-            f"metadata {PREDICTION_TYPE_KEY} is {predicted[:40]!r}: only networks that predict the noise "
-            f"({Architecture.prediction_type!r}) can be drawn with"
-        )
-    return predicted

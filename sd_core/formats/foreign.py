@@ -1,4 +1,4 @@
-"""What a file is that is not a v1.x checkpoint, told from the names and shapes of its tensors."""
+"""Recognizes files that are not v1.x checkpoints, from the names and shapes of their tensors."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, show_some
 
 VAE_ALONE = "a VAE alone"
 
-# The first line that matches any name decides, so what is more particular stands above.
+# The first entry that matches any name decides, so more specific kinds come first.
 _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
@@ -37,12 +37,12 @@ _PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a text encoder alone", re.compile(rf"{re.escape(TEXT_PREFIX)}|text_model\.")),
 )
 
+# Widths of the prompt's hidden states that only another family has.
 CONTEXT_WIDTHS = {1024: "a Stable Diffusion 2.x checkpoint", 2048: "a Stable Diffusion XL checkpoint"}
-"""Widths of the prompt's hidden states that give another family away."""
 
 
 def recognize(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What the file is, as a noun with its article, or None where it looks like a v1.x checkpoint."""
+    """What the file is, as a noun with its article, or None if it looks like a v1.x checkpoint."""
     for kind, pattern in _KINDS:
         if any(pattern.search(name) for name in shapes):
             return kind
@@ -59,6 +59,6 @@ def recognize(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def refuse(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """ModelError that names what the file is, unless it looks like a v1.x checkpoint."""
+    """ModelError, which says what the file is, unless it looks like a v1.x checkpoint."""
     if (kind := recognize(shapes)) is not None:
         raise ModelError(f"not a Stable Diffusion v1.x checkpoint: it is {kind}")

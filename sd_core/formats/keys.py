@@ -1,4 +1,4 @@
-"""The names in a v1.x checkpoint: the network of each, its one spelling, and what is no weight."""
+"""The tensor names of a v1.x checkpoint: the network that each belongs to, its canonical spelling, and the extras."""
 
 import re
 from collections.abc import Iterable
@@ -10,14 +10,18 @@ UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 EMA_PREFIX = "model_ema."
 
+# Tensors without meaningful values whose presence alone says how the UNet was trained (ComfyUI, SD.Next).
+V_PREDICTION_MARKER = "v_pred"
+ZERO_SNR_MARKER = "ztsnr"
+
 _INSIDE_TEXT_MODEL = ("embeddings.", "encoder.", "final_layer_norm.")
 _INSIDE_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
-# What training leaves beside the weights: CompVis' schedule buffers and losses, averages, ids.
+# Training leaves these beside the weights: CompVis' schedule buffers and losses, averages, ids, markers.
 _EXTRA = re.compile(
-    r"""
+    rf"""
     (betas | alphas_cumprod(_prev)? | (sqrt|log)_(one_minus_)?(recip(m1)?_)?alphas_cumprod
-        | posterior_\w+ | lvlb_weights | logvar | scale_factor)\Z
+        | posterior_\w+ | lvlb_weights | logvar | scale_factor | {V_PREDICTION_MARKER} | {ZERO_SNR_MARKER})\Z
     | model_ema\. | loss\. | embedding_manager\. | denoiser\. | callbacks\. | optimizer_states\.
     | first_stage_model\.(loss|model_ema)\.
     | cond_stage_model\.(transformer\.)?logit_scale\Z
@@ -29,12 +33,12 @@ _EXTRA = re.compile(
 
 
 def is_extra(name: str) -> bool:
-    """Whether a checkpoint may carry this name although no network has it."""
+    """Whether a checkpoint may hold a tensor of this name although no network has it."""
     return _EXTRA.match(name) is not None
 
 
 def is_weight(name: str) -> bool:
-    """Whether the name lies inside one of the three networks."""
+    """Whether the name belongs to one of the three networks."""
     return name.startswith((TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX)) and not is_extra(name)
 
 
@@ -48,37 +52,37 @@ def canonical(name: str) -> str:
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
-    """Canonical name -> stored name of all but the extras; ModelError where two names mean one tensor."""
-    spelled: dict[str, str] = {}
+    """Canonical name -> stored name, extras left out. ModelError if two stored names have one canonical name."""
+    stored_names: dict[str, str] = {}
     for name in names:
         if is_extra(name):
             continue
-        other = spelled.setdefault(canonical(name), name)
+        other = stored_names.setdefault(canonical(name), name)
         if other != name:
             raise ModelError(f"the file stores one tensor under two names, {show(other)} and {show(name)}")
-    return spelled
+    return stored_names
 
 
 def vae_names(names: Iterable[str]) -> dict[str, str]:
-    """Canonical name -> stored name of a file's VAE, which stands alone (`encoder.*`) or in a checkpoint."""
+    """Canonical name -> stored name of a VAE, from a file of its own (`encoder.*`) or from a whole checkpoint."""
     names = list(names)
     prefixed = {name: name for name in names if name.startswith(VAE_PREFIX) and not is_extra(name)}
     return prefixed or {VAE_PREFIX + name: name for name in names if name.startswith(_INSIDE_VAE)}
 
 
 def ema_name(name: str) -> str:
-    """A UNet weight's average: LitEma keeps `diffusion_model.x.y` as `model_ema.diffusion_modelxy`."""
+    """The name of a UNet weight's moving average: `model.a.b` is averaged as `model_ema.ab`, without dots."""
     return EMA_PREFIX + name.removeprefix("model.").replace(".", "")
 
 
 def show(name: str, limit: int = 120) -> str:
-    """A name fit for a message: printable, on one line, not endless."""
+    """The name for use in a message: printable ASCII on one line, cut after `limit` characters."""
     text = ascii(name[: limit + 1])[1:-1]
     return text if len(text) <= limit else text[:limit] + "..."
 
 
 def show_some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few of some names, and how many more there are."""
+    """The first `limit` names, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(show(name) for name in names[:limit]) + more

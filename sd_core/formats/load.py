@@ -1,4 +1,4 @@
-"""A safetensors checkpoint -> the three networks, ready to run."""
+"""Safetensors checkpoint -> the three networks, ready to run."""
 
 import os
 from collections.abc import Set
@@ -23,7 +23,7 @@ from sd_core.models.vae import VAE
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of one checkpoint in evaluation mode, and what its file says of itself."""
+    """The networks of one checkpoint in evaluation mode, and the file's metadata."""
 
     text_encoder: CLIPTextEncoder
     unet: UNet
@@ -38,12 +38,12 @@ def load_networks(path: Path, device: torch.device, dtype: torch.dtype, *, packe
     With `packed` they are laid out for the device (`sd_core.layout.choose`): weights that their layers cast at
     first use stay as they are stored.
 
-    On the CPU, tensors that may stay as the file stores them are views of the memory map (private, copy on write):
-    they become resident as they are first used, and the file may be replaced by a rename but not written in
-    place. All others are read and cast one by one, so that no more than one tensor is ever held twice. A GPU is
-    given the tensors as they are stored, several at a time, and casts them itself.
-    ModelError where the file is missing, damaged, of another kind, or its tensors are not exactly those of
-    its architecture.
+    On the CPU, tensors that keep their stored dtype are views of the memory map (private, copy on write): they become
+    resident at first use, and the file may be replaced by a rename but not written in place. All others are read and
+    cast one at a time, so that at most one tensor is in memory twice. A GPU receives the tensors as stored, several
+    at a time, and casts them itself.
+    ModelError if the file is missing, damaged or of another kind, or if its tensors are not exactly those of its
+    architecture.
     """
     with open_safetensors(path) as file:
         try:
@@ -84,23 +84,23 @@ def _understand(file: TensorFile) -> tuple[Architecture, dict[str, str]]:
 def _read(
     file: TensorFile, names: dict[str, str], kept: Set[str], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The tensors by canonical name, in `dtype` but those `kept` as they are stored."""
+    """The tensors by canonical name, in `dtype` except those in `kept`, which stay as stored."""
     if hasattr(os, "posix_fadvise"):
-        # The kernel then fetches the file in one go: a network volume serves that far faster than pages.
+        # The kernel then reads ahead the whole file: a network volume serves that far faster than single pages.
         os.posix_fadvise(file.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
     cast = {name for name, stored in names.items() if name not in kept and file.tensors[stored].dtype != dtype}
-    # One buffer for all: allocating each anew would leave the heap in pieces between the results.
+    # One buffer for all reads: a new one for each would fragment the heap.
     largest = max((file.tensors[names[name]].span_bytes for name in cast), default=0)
     scratch = torch.empty(largest, dtype=torch.uint8)
     tensors: dict[str, Tensor] = {}
     with safe_open(file.path, framework="pt", device="cpu") as mapped:
         for name, stored in names.items():
-            # A cast of a view would leave the map's pages resident beside its result, so those are read.
+            # Casting a view would leave the map's pages resident beside the result, so these tensors are read.
             if name in cast:
                 tensor = file.read(stored, scratch).to(device, dtype)
             else:
                 tensor = mapped.get_tensor(stored).to(device)
-            # Old writers did not pad their header, so a view may lie across element boundaries.
+            # Old writers did not pad the header, so a view may be misaligned.
             tensors[name] = tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
     return tensors
 

@@ -1,59 +1,23 @@
-"""A pickle's structure, read without running anything that is in it.
+"""A pickle's structure, read without running anything in it.
 
-A pickle is a program for a stack machine. The machine here knows its data instructions and an exact list of
-global names; nothing is imported and nothing foreign is called, because a name becomes an inert stand-in and
-the few functions that rebuild tensors are only described. Every other name is refused by that name.
+A pickle is a program for a stack machine. This machine knows the instructions that build data, and the names of
+`sd_core.formats.allowed`. It imports nothing and calls nothing foreign: an allowed name becomes a description, and a
+call becomes a description of its result (`sd_core.formats.rebuild`). Every other name is refused.
 Source of the instructions: the standard library's `pickletools`, which documents and splits them.
 """
 
 import io
 import pickletools
-from dataclasses import dataclass
 
 import torch
 
 from sd_core.errors import ModelError
+from sd_core.formats.allowed import ALLOWED, Meaning
 from sd_core.formats.keys import show
+from sd_core.formats.rebuild import Function, Inert, Storage, StorageType, insert
 
+# Instructions of one pickle. Each creates an object of a few hundred bytes at most, so this bounds the memory.
 MAX_STEPS = 2_000_000
-"""Instructions of one pickle. Each makes an object of a few hundred bytes at most, which bounds memory."""
-
-MAX_DIMENSIONS = 16
-
-_STORAGES = {
-    "torch DoubleStorage": torch.float64,
-    "torch FloatStorage": torch.float32,
-    "torch HalfStorage": torch.float16,
-    "torch BFloat16Storage": torch.bfloat16,
-    "torch LongStorage": torch.int64,
-    "torch IntStorage": torch.int32,
-    "torch ShortStorage": torch.int16,
-    "torch CharStorage": torch.int8,
-    "torch ByteStorage": torch.uint8,
-    "torch BoolStorage": torch.bool,
-    "torch.storage UntypedStorage": torch.uint8,
-    "torch.storage _UntypedStorage": torch.uint8,
-}
-_ORDERED_DICT = "collections OrderedDict"
-_SIZE = "torch Size"
-_REBUILD_TENSOR = frozenset({"torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2"})
-_REBUILD_PARAMETER = "torch._utils _rebuild_parameter"
-# What Lightning 1.x and numpy leave beside the weights: never needed, so never made.
-_INERT = frozenset(
-    {
-        "_codecs encode",
-        "numpy dtype",
-        "numpy.core.multiarray scalar",
-        "numpy._core.multiarray scalar",
-        "torch device",
-        "torch.storage TypedStorage",
-        "torch.storage _TypedStorage",
-        "pytorch_lightning.callbacks.model_checkpoint ModelCheckpoint",
-        "pytorch_lightning.callbacks.early_stopping EarlyStopping",
-        "pytorch_lightning.utilities.parsing AttributeDict",
-    }
-)
-_ALLOWED = frozenset({*_STORAGES, _ORDERED_DICT, _SIZE, *_REBUILD_TENSOR, _REBUILD_PARAMETER, *_INERT})
 
 _CONSTANTS = frozenset(
     {
@@ -74,49 +38,18 @@ _VALUES: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-@dataclass(frozen=True)
-class _Global:
-    """An allowed name, `module name`, as a pickle writes it; the thing itself is never looked up."""
-
-    name: str
-
-
-class _Inert:
-    """Whatever an allowed but useless class or function would have made: takes everything, holds nothing."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True)
-class Storage:
-    """`count` elements from element `first` on of the storage that the file keeps under `key`."""
-
-    key: str
-    dtype: torch.dtype
-    first: int
-    count: int
-
-
-@dataclass(frozen=True)
-class PickledTensor:
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
 class Machine:
-    """Runs one pickle. `storages` collects the dtype and length, in elements, of every storage named."""
+    """Reads pickles. `storages` collects the dtype and the length, in elements, of every storage they refer to."""
 
     def __init__(self) -> None:
         self.storages: dict[str, tuple[torch.dtype, int]] = {}
         self.stack: list[object] = []
-        self.below: list[list[object]] = []  # what lay on the stack before each open mark
+        self.below: list[list[object]] = []  # the stacks that were set aside at each open mark
         self.memo: dict[int, object] = {}
         self.steps = 0
 
     def load(self, file: io.BytesIO) -> object:
-        """The next pickle's value; ModelError where it is damaged, hostile or names what is not allowed."""
+        """The value of the next pickle. ModelError if it is damaged or hostile, or contains a name not allowed."""
         start = file.tell()
         self.stack, self.below, self.memo = [], [], {}
         try:
@@ -157,14 +90,14 @@ class Machine:
             self._structure(name, argument)
 
     def _structure(self, name: str, argument: object) -> None:
-        """The instructions that build containers and name things."""
+        """The instructions that build containers, name things and call them."""
         match name:
             case "EMPTY_DICT":
                 self.stack.append({})
             case "EMPTY_LIST":
                 self.stack.append([])
             case "EMPTY_SET":
-                self.stack.append(_Inert())
+                self.stack.append(Inert())
             case "TUPLE" | "LIST" | "DICT" | "FROZENSET" | "INST" | "OBJ":
                 made = self._from_mark(name, self._items(), argument)
                 self.stack.append(made)
@@ -189,7 +122,7 @@ class Machine:
                 attribute, module = self.stack.pop(), self.stack.pop()
                 self.stack.append(_global(f"{module} {attribute}" if isinstance(module, str) else repr(type(module))))
             case "BINPERSID":
-                self.stack.append(self._storage(self.stack.pop()))
+                self.stack.append(self._persistent(self.stack.pop()))
             case "REDUCE" | "NEWOBJ":
                 arguments, function = self.stack.pop(), self.stack.pop()
                 self.stack.append(self._call(function, arguments))
@@ -197,13 +130,13 @@ class Machine:
                 _, arguments, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
                 self.stack.append(self._call(function, arguments))
             case "BUILD":
-                # State goes nowhere: containers keep their items only, and stand-ins have no state.
+                # The state is dropped: containers keep only their items, and descriptions have no state.
                 self.stack.pop()
             case _:
                 raise ModelError(f"the pickle uses the instruction {name}, which no checkpoint needs")
 
     def _items(self) -> list[object]:
-        """What was put on the stack since the last mark, which is closed."""
+        """Closes the last mark and returns what was put on the stack since."""
         items = self.stack
         self.stack = self.below.pop()
         return items
@@ -220,64 +153,55 @@ class Machine:
         if name == "LIST":
             return items
         if name == "DICT":
-            return _into({}, items)
+            made: dict[object, object] = {}
+            _set_items(made, items)
+            return made
         if name == "INST":
             return self._call(_global(str(argument)), ())
         if name == "OBJ":
             return self._call(items[0], tuple(items[1:]))
-        return _Inert()  # a set, whose elements nothing needs
+        return Inert()  # a frozenset
 
     def _extend(self, items: list[object]) -> None:
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(items)
-        elif not isinstance(target, _Inert):
-            raise TypeError("elements are added to what is no list")
+        elif not isinstance(target, Inert):
+            raise TypeError("elements are added to something that is not a list")
 
     def _update(self, items: list[object]) -> None:
         target = self.stack[-1]
         if isinstance(target, dict):
-            _into(target, items)
-        elif not isinstance(target, _Inert):
-            raise TypeError("items are set in what is no dictionary")
+            _set_items(target, items)
+        elif not isinstance(target, Inert):
+            raise TypeError("items are set in something that is not a dictionary")
 
     def _call(self, function: object, arguments: object) -> object:
-        """What an allowed function or class would make of its arguments, described and not made."""
-        if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-            raise ModelError("the pickle calls what is no allowed name")
-        name = function.name
-        if name in _INERT:
-            return _Inert()
-        if name == _ORDERED_DICT:
-            return self._ordered_dict(arguments)
-        if name == _SIZE and len(arguments) == 1 and isinstance(arguments[0], tuple | list):
-            self._spend(len(arguments[0]))
-            return tuple(arguments[0])
-        if name in _REBUILD_TENSOR and len(arguments) in (4, 6, 7):
-            return _tensor(arguments)
-        if name == _REBUILD_PARAMETER and len(arguments) == 3 and isinstance(arguments[0], PickledTensor):
-            return arguments[0]
-        raise ModelError(f"the pickle calls {name.replace(' ', '.')} with arguments that it does not take")
+        """A description of what an allowed function or class would return."""
+        if not isinstance(function, Function) or not isinstance(arguments, tuple):
+            raise ModelError("the pickle calls something that is not an allowed function")
+        # A container that is built once and passed many times costs its length each time.
+        self._spend(sum(len(argument) for argument in arguments if isinstance(argument, list | tuple | dict)))
+        try:
+            return function.call(arguments)
+        except (TypeError, ValueError, LookupError) as error:
+            name = function.name.replace(" ", ".")
+            raise ModelError(f"the pickle calls {name} with arguments that it does not take ({error})") from error
 
-    def _ordered_dict(self, arguments: tuple[object, ...]) -> dict[object, object]:
-        if not arguments:
-            return {}
-        (pairs,) = arguments  # Python 2 wrote the items here, as lists of two
-        if not isinstance(pairs, list):
-            raise TypeError("an OrderedDict is made of what is no list")
-        self._spend(len(pairs))
-        made: dict[object, object] = {}
-        for key, value in pairs:
-            _into(made, [key, value])
-        return made
+    def _persistent(self, identity: object) -> Storage | Function:
+        """What a persistent id refers to: ("storage", type, key, location, elements[, view]) in most cases.
 
-    def _storage(self, identity: object) -> Storage:
-        """A storage that the pickle refers to: ("storage", type, key, location, elements[, view])."""
+        The legacy format also writes ("module", class, file, source) for classes of modules, to keep their source.
+        """
         match identity:
-            case ("storage", _Global(name), str(key), str(), int(count), *view) if name in _STORAGES:
-                dtype = _STORAGES[name]
+            case ("storage", StorageType(dtype), str(key), str(), int(count), *view):
+                return self._storage(key, dtype, count, view)
+            case ("module", Function() as named, *_):
+                return named
             case _:
-                raise ModelError("the pickle refers to something outside itself that is no storage")
+                raise ModelError("the pickle refers to something outside itself that is not a storage")
+
+    def _storage(self, key: str, dtype: torch.dtype, count: int, view: list[object]) -> Storage:
         if not 0 <= count < 2**63:
             raise ModelError(f"the pickle describes a storage {show(key)} of an impossible length")
         if self.storages.setdefault(key, (dtype, count)) != (dtype, count):
@@ -290,46 +214,19 @@ class Machine:
         raise ModelError(f"the pickle describes a view that lies outside the storage {show(key)}")
 
 
-def _global(name: str) -> _Global:
-    if name not in _ALLOWED:
+def _global(name: str) -> Meaning:
+    meaning = ALLOWED.get(name)
+    if meaning is None:
         raise ModelError(
-            f"the file names {show(name.replace(' ', '.'))}, which a checkpoint has no need of: refused, "
+            f"the file names {show(name.replace(' ', '.'))}, which no checkpoint needs: refused, "
             "and nothing in the file was run"
         )
-    return _Global(name)
+    return meaning
 
 
-def _into(target: dict[object, object], items: list[object]) -> dict[object, object]:
-    """Sets alternating keys and values; keys only of kinds whose hash is neither foreign nor deep."""
+def _set_items(target: dict[object, object], items: list[object]) -> None:
+    """Sets alternating keys and values."""
     if len(items) % 2:
         raise ValueError("a dictionary has a key without a value")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        parts = key if isinstance(key, tuple) else (key,)
-        if not all(isinstance(part, str | bytes | int | float | _Global | _Inert | None) for part in parts):
-            raise TypeError(f"a dictionary has a {type(key).__name__} as its key")
-        target[key] = value
-    return target
-
-
-def _tensor(arguments: tuple[object, ...]) -> PickledTensor:
-    """A tensor of `_rebuild_tensor*`'s arguments that lies within its storage."""
-    storage, offset, shape, stride = arguments[:4]
-    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
-        raise TypeError("a tensor is not made of a storage, sizes and strides")
-    if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS:
-        raise ModelError(f"a tensor has {len(shape)} sizes and {len(stride)} strides")
-    if not isinstance(offset, int) or not all(_is_length(number) for number in (offset, *shape, *stride)):
-        raise ModelError("a tensor has an offset, size or stride that is no number or negative")
-    if len(arguments) == 7 and arguments[6]:
-        raise ModelError("a tensor is stored conjugated or negated, which checkpoints are not")
-    elements, last = 1, offset
-    for size, step in zip(shape, stride, strict=True):
-        elements *= size
-        last += (size - 1) * step
-    if elements and (last >= storage.count or elements > storage.count):
-        raise ModelError(f"a tensor of shape {list(shape)} reaches beyond its storage of {storage.count} elements")
-    return PickledTensor(storage, offset, shape, stride)
-
-
-def _is_length(number: object) -> bool:
-    return type(number) is int and 0 <= number < 2**63
+        insert(target, key, value)

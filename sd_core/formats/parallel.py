@@ -1,4 +1,4 @@
-"""Tensors of a file straight to a GPU: several threads read, each into pinned memory from which the device copies."""
+"""Reads a file's tensors to a GPU: several threads, each with pinned buffers that the device copies from."""
 
 import queue
 from collections.abc import Iterator, Mapping
@@ -11,20 +11,20 @@ from torch import Tensor
 
 from sd_core.formats.files import StoredTensor, fill
 
+# A network volume serves several requests at once, and one thread copies from the page cache slower than the bus can.
 THREADS = 4
-"""A network volume answers several requests at once; from the page cache, one thread copies slower than the bus."""
 
+# Bytes of one read and one copy.
 PIECE = 2**25
-"""Bytes of one read and one copy."""
 
+# A tensor's name, the byte offset of one piece of it in the file, and the bytes on the device that the piece fills.
 _Piece = tuple[str, int, Tensor]
-"""The name of a tensor, where in the file a piece of it begins, and the bytes on the device that it goes to."""
 
 
 def read_parallel(path: Path, stored: Mapping[str, StoredTensor], device: torch.device) -> dict[str, Tensor]:
-    """The tensors, which lie contiguous in the file, on `device` in their stored dtypes.
+    """The tensors, which must be contiguous in the file, on `device` in their stored dtypes.
 
-    ModelError where the file ends too early.
+    ModelError if the file ends too early.
     """
     tensors = {name: torch.empty(entry.shape, dtype=entry.dtype, device=device) for name, entry in stored.items()}
     pieces: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
@@ -39,7 +39,7 @@ def read_parallel(path: Path, stored: Mapping[str, StoredTensor], device: torch.
 
 
 def _carry(path: Path, pieces: "queue.SimpleQueue[_Piece]", device: torch.device) -> None:
-    """Reads one buffer while the device copies the other, until no pieces are left."""
+    """Fills one buffer while the device copies the other, until no pieces are left."""
     with path.open("rb", buffering=0) as file:
         buffers = cycle([_Buffer(device), _Buffer(device)])
         for name, start, target in _taken(pieces):
@@ -59,7 +59,7 @@ def _taken(pieces: "queue.SimpleQueue[_Piece]") -> Iterator[_Piece]:
 
 
 class _Buffer:
-    """Memory that a read fills and a device copies from, on a stream of its own."""
+    """Pinned memory that a read fills and the device copies from, on a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -67,11 +67,11 @@ class _Buffer:
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
 
     def free(self, size: int) -> memoryview:
-        """Its first bytes, once they have been copied."""
+        """Waits for the last copy and returns the first `size` bytes for writing."""
         if self._stream is not None:
             self._stream.synchronize()
         return memoryview(self._bytes.numpy().data)[:size]
 
     def copy_to(self, target: Tensor) -> None:
-        with torch.cuda.stream(self._stream):  # nothing where there is none
+        with torch.cuda.stream(self._stream):  # no effect without a stream
             target.copy_(self._bytes[: len(target)], non_blocking=True)

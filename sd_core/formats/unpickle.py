@@ -1,6 +1,6 @@
-"""PyTorch's `.ckpt` files, zip and legacy, read without running anything that is in them.
+"""PyTorch's `.ckpt` files, zip and legacy, read without running anything in them.
 
-This is the only way in for pickles, and `sd_core.formats.machine` alone reads their instructions.
+All pickles enter through this module, and only `sd_core.formats.machine` reads their instructions.
 """
 
 import io
@@ -13,23 +13,30 @@ import torch
 from sd_core.errors import ModelError
 from sd_core.formats.archive import Record, data_offset, read_directory
 from sd_core.formats.files import StoredTensor, TensorFile, first_bytes, is_pickle, not_a_model
-from sd_core.formats.keys import show
-from sd_core.formats.machine import Machine, PickledTensor
+from sd_core.formats.keys import is_weight, show
+from sd_core.formats.machine import Machine
+from sd_core.formats.prediction import is_marker
+from sd_core.formats.rebuild import Inert, PickledTensor
 
+# Bytes of pickled structure, without the tensors. That of a full v1.x training checkpoint has about one megabyte.
 MAX_PICKLE = 64 * 2**20
-"""Bytes of pickled structure, tensors aside; a full v1.x training checkpoint's has about one megabyte."""
 
+# A full v1.x training checkpoint has a few thousand names, of up to 120 characters. The limits keep nested
+# dictionaries that share their content from multiplying it.
+MAX_ENTRIES = 1_000_000
+MAX_NAME = 1_000
+
+# The legacy format begins with these two numbers (`torch.serialization`).
 MAGIC_NUMBER, PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001
-"""What the legacy format begins with (`torch.serialization`)."""
 
-BIG_ENDIAN = "it was written on a big-endian machine; write it again on a little-endian one"
+_BIG_ENDIAN = "it was written on a big-endian machine; save it again on a little-endian one"
 
 
 def read_checkpoint(path: Path) -> TensorFile:
-    """The tensors of a `.ckpt` (zip or legacy format), by name, none of them read yet.
+    """The tensors of a `.ckpt` (zip or legacy format) by name, none of them read yet.
 
-    The names are those of the state dict, nested under `state_dict` or bare. ModelError where the file is
-    missing, damaged, no checkpoint, or names anything but what checkpoints are made of.
+    The names are those of the state dict, nested under `state_dict` or at the top. ModelError if the file is
+    missing, damaged or not a checkpoint, or if it names anything outside the allowed list.
     """
     head = first_bytes(path)
     what = not_a_model(head)
@@ -44,14 +51,14 @@ def read_checkpoint(path: Path) -> TensorFile:
     except ModelError as error:
         file.close()
         raise ModelError(f"{path}: {error}") from None
-    except BaseException:  # whatever it is, the caller gets no file to close
+    except BaseException:  # including KeyboardInterrupt: the caller has no file to close
         file.close()
         raise
     return TensorFile(path, f"PyTorch checkpoint ({kind} format)", tensors, {}, file)
 
 
 def _read_zip(file: io.BufferedReader, size: int) -> tuple[object, dict[str, int]]:
-    """The pickled value, and the byte offset of each of its storages; PyTorch 1.6 and later."""
+    """The pickled value and the byte offset of each of its storages. PyTorch 1.6 and later write this format."""
     records = read_directory(file, size)
     pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -62,7 +69,7 @@ def _read_zip(file: io.BufferedReader, size: int) -> tuple[object, dict[str, int
 
     order = records.get(f"{prefix}byteorder")
     if order is not None and _content(file, order, size) != b"little":
-        raise ModelError(BIG_ENDIAN)
+        raise ModelError(_BIG_ENDIAN)
     machine = Machine()
     root = machine.load(io.BytesIO(_content(file, records[pickles[0]], size)))
     starts: dict[str, int] = {}
@@ -82,7 +89,7 @@ def _read_zip(file: io.BufferedReader, size: int) -> tuple[object, dict[str, int
 
 
 def _content(file: io.BufferedReader, record: Record, size: int) -> bytes:
-    """A small record's bytes."""
+    """The bytes of a record that is not a tensor."""
     start = data_offset(file, record, size)
     if record.size > MAX_PICKLE:
         raise ModelError(f"the record {show(record.name)} has {record.size} bytes: not a checkpoint")
@@ -91,7 +98,7 @@ def _content(file: io.BufferedReader, record: Record, size: int) -> bytes:
 
 
 def _read_legacy(file: io.BufferedReader, size: int) -> tuple[object, dict[str, int]]:
-    """The same of the older format: five pickles in a row, then each storage after its number of elements."""
+    """The same for the legacy format: five pickles in a row, then each storage behind its number of elements."""
     pickles = io.BytesIO(file.read(min(size, MAX_PICKLE)))
     machine = Machine()
     magic, version = machine.load(pickles), machine.load(pickles)
@@ -99,7 +106,7 @@ def _read_legacy(file: io.BufferedReader, size: int) -> tuple[object, dict[str, 
         raise ModelError("a pickle, but not a PyTorch checkpoint")
     system = machine.load(pickles)
     if isinstance(system, dict) and system.get("little_endian") is False:
-        raise ModelError(BIG_ENDIAN)
+        raise ModelError(_BIG_ENDIAN)
     root, keys = machine.load(pickles), machine.load(pickles)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ModelError("its list of storages is damaged")
@@ -119,24 +126,36 @@ def _read_legacy(file: io.BufferedReader, size: int) -> tuple[object, dict[str, 
 
 
 def _named(root: object) -> dict[str, PickledTensor]:
-    """The state dict's tensors; where none is nested, also those one level deeper, names joined."""
+    """The state dict's tensors. Without a `state_dict`, also those one level deeper, under joined names."""
     if not isinstance(root, dict):
         raise ModelError("it holds no dictionary of tensors")
     nested = root.get("state_dict")
     state = nested if isinstance(nested, dict) else root
-    tensors = {
-        name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, PickledTensor)
-    }
+    tensors = _tensors(state)
     if state is root:
-        for outer, values in root.items():
-            if isinstance(outer, str) and isinstance(values, dict):
-                tensors |= {
-                    f"{outer}.{name}": value
-                    for name, value in values.items()
-                    if isinstance(name, str) and isinstance(value, PickledTensor)
-                }
+        inner = {name: values for name, values in root.items() if isinstance(name, str) and isinstance(values, dict)}
+        if sum(len(values) for values in inner.values()) > MAX_ENTRIES:
+            raise ModelError(f"it holds more than {MAX_ENTRIES:,} entries: not a checkpoint")
+        for name, values in inner.items():
+            tensors |= _tensors(values, f"{name}.")
+    else:  # markers may stand on either level
+        tensors |= {name: tensor for name, tensor in _tensors(root).items() if is_marker(name)}
     if not tensors:
         raise ModelError("it holds no tensors")
+    return tensors
+
+
+def _tensors(values: dict[object, object], prefix: str = "") -> dict[str, PickledTensor]:
+    tensors: dict[str, PickledTensor] = {}
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(value, PickledTensor | Inert):
+            continue
+        if len(prefix) + len(name) > MAX_NAME:
+            raise ModelError(f"it holds a name of {len(prefix) + len(name):,} characters: not a checkpoint")
+        if isinstance(value, PickledTensor):
+            tensors[prefix + name] = value
+        elif value.what and is_weight(prefix + name):
+            raise ModelError(f"{show(prefix + name)} is {value.what}: only plain, dense tensors can be read")
     return tensors
 
 
@@ -144,5 +163,5 @@ def _place(tensor: PickledTensor, starts: dict[str, int]) -> StoredTensor:
     storage = tensor.storage
     if storage.key not in starts:
         raise ModelError(f"the storage {show(storage.key)} is not in the file")
-    start = starts[storage.key] + (storage.first + tensor.offset) * storage.dtype.itemsize
-    return StoredTensor(storage.dtype, tensor.shape, start, tensor.stride)
+    first = starts[storage.key] + storage.first * storage.dtype.itemsize
+    return StoredTensor(tensor.dtype, tensor.shape, first + tensor.offset * tensor.dtype.itemsize, tensor.stride)

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.models.layers import Conv2d, GatedLinear, Linear, group_norm
+from sd_core.models.given import NOTHING, Given, KeysValues
+from sd_core.models.layers import Conv2d, GatedLinear, Linear, Named, group_norm
 
 SCORES_AT_ONCE = 2**20
 """Entries of the score matrix that are computed together where attention is sliced: 2 MB in bfloat16, in cache."""
@@ -59,12 +60,8 @@ def sliced_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return out.flatten(2)
 
 
-KeysValues = tuple[Tensor, Tensor]
-"""What attention reads of a context (B, S, context_dim): keys and values, each (B, S, dim)."""
-
-
-class CrossAttention(nn.Module):
-    """Attention of x to a context; self-attention where the context is x itself."""
+class CrossAttention(Named, nn.Module):
+    """Attention of x to a context; self-attention if the context is x itself."""
 
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -74,11 +71,13 @@ class CrossAttention(nn.Module):
         self.to_v = Linear(context_dim, dim, bias=False)
         self.to_out = nn.Sequential(Linear(dim, dim))
 
-    def read(self, context: Tensor) -> KeysValues:  # (B, S, context_dim)
-        return self.to_k(context), self.to_v(context)
+    def read(self, context: Tensor, given: Given = NOTHING) -> KeysValues:  # (B, S, context_dim)
+        """Keys and values of a context, (B, S, dim) each."""
+        return self.to_k(context, given=given), self.to_v(context, given=given)
 
-    def forward(self, x: Tensor, read: KeysValues, add: Tensor) -> Tensor:  # (B, T, dim)
-        out: Tensor = self.to_out[0](attention(self.to_q(x), *read, self.heads), add)
+    def forward(self, x: Tensor, keys_values: KeysValues, add: Tensor, given: Given = NOTHING) -> Tensor:  # (B, T, dim)
+        attended = attention(self.to_q(x, given=given), *keys_values, self.heads)
+        out: Tensor = self.to_out[0](attended, add, given)
         return out
 
 
@@ -89,8 +88,8 @@ class GEGLU(nn.Module):
         super().__init__()
         self.proj = GatedLinear(dim, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.proj(x)
+    def forward(self, x: Tensor, given: Given = NOTHING) -> Tensor:
+        out: Tensor = self.proj(x, given)
         return out
 
 
@@ -100,8 +99,8 @@ class FeedForward(nn.Module):
         # Index 1 is the dropout of training: it keeps its place, because names are the checkpoint's.
         self.net = nn.Sequential(GEGLU(dim, dim * 4), nn.Identity(), Linear(dim * 4, dim))
 
-    def forward(self, x: Tensor, add: Tensor) -> Tensor:
-        out: Tensor = self.net[2](self.net[0](x), add)
+    def forward(self, x: Tensor, add: Tensor, given: Given = NOTHING) -> Tensor:
+        out: Tensor = self.net[2](self.net[0](x, given), add, given)
         return out
 
 
@@ -117,18 +116,24 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, read: KeysValues, rows: Tensor | None = None) -> Tensor:  # (B, T, dim)
+    def forward(self, x: Tensor, given: Given, *, expands: bool) -> Tensor:  # (B, T, dim)
         normed = self.norm1(x)
-        x = self.attn1(normed, self.attn1.read(normed), add=x)
-        if rows is not None:
-            x = x[rows]
-        x = self.attn2(self.norm2(x), read, add=x)
-        out: Tensor = self.ff(self.norm3(x), add=x)
+        x = self.attn1(normed, self.attn1.read(normed, given), x, given)
+        if expands:
+            x = given.per_row(x)
+        x = self.attn2(self.norm2(x), given.keys_values[self.attn2.name], x, given)
+        out: Tensor = self.ff(self.norm3(x), x, given)
         return out
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer over the pixels of a feature map, with 1x1 convolutions into and out of it (v1's layout)."""
+    """A transformer over the pixels of a feature map, with 1x1 convolutions into and out of it (v1's layout).
+
+    The one that `expands` is the network's first: it receives one feature map per input and returns one per row,
+    because the rows of an input differ from their first prompt on.
+    """
+
+    expands = False
 
     def __init__(self, channels: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -137,25 +142,9 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([BasicTransformerBlock(channels, context_dim, heads)])
         self.proj_out = Conv2d(channels, channels, 1)
 
-    def read(self, context: Tensor) -> KeysValues:  # (R, S, context_dim)
-        """What the attention to the prompt needs of it, at every step the same."""
-        read: KeysValues = self._block.attn2.read(context)
-        return read
-
-    @property
-    def _block(self) -> BasicTransformerBlock:
-        block = self.transformer_blocks[0]
-        assert isinstance(block, BasicTransformerBlock)
-        return block
-
-    def forward(self, x: Tensor, read: KeysValues, rows: Tensor | None = None) -> Tensor:  # (B, C, H, W)
-        """Feature maps (R, C, H, W) for the R prompts that were read.
-
-        With `rows` (R,), prompt i belongs to the map `rows[i]` of x: until they attend to their prompts, rows of
-        one picture are equal and computed once. Without, R is B.
-        """
-        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H * W, C)
-        tokens = self._block(tokens, read, rows)
-        residual = x if rows is None else x[rows]
-        out: Tensor = self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]), add=residual)
+    def forward(self, x: Tensor, given: Given) -> Tensor:  # (B, C, H, W)
+        tokens = self.proj_in(self.norm(x), given=given).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        tokens = self.transformer_blocks[0](tokens, given, expands=self.expands)
+        residual = given.per_row(x) if self.expands else x
+        out: Tensor = self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]), residual, given)
         return out

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sd_core.models.attention import attention
-from sd_core.models.layers import Linear, running_dtype
+from sd_core.models.given import NOTHING, Given
+from sd_core.models.layers import Linear, name_layers, running_dtype
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Embeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.max_length, config.width)
 
-    def forward(self, ids: Tensor) -> Tensor:  # (B, T)
-        out: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+    def forward(self, tokens: Tensor) -> Tensor:  # (B, T) ids or (B, T, width) vectors
+        vectors = tokens if tokens.is_floating_point() else self.token_embedding(tokens)
+        out: Tensor = vectors + self.position_embedding.weight[: tokens.shape[1]]
         return out
 
 
@@ -41,9 +43,9 @@ class SelfAttention(nn.Module):
         self.v_proj = Linear(config.width, config.width)
         self.out_proj = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, width)
-        h = attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True)
-        out: Tensor = self.out_proj(h)
+    def forward(self, x: Tensor, add: Tensor, given: Given) -> Tensor:  # (B, T, width)
+        q, k, v = (project(x, given=given) for project in (self.q_proj, self.k_proj, self.v_proj))
+        out: Tensor = self.out_proj(attention(q, k, v, self.heads, causal=True), add, given)
         return out
 
 
@@ -53,9 +55,9 @@ class MLP(nn.Module):
         self.fc1 = Linear(config.width, config.mlp_width)
         self.fc2 = Linear(config.mlp_width, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.fc1(x)
-        out: Tensor = self.fc2(h * torch.sigmoid(1.702 * h))  # OpenAI's quick GELU, not the exact one
+    def forward(self, x: Tensor, add: Tensor, given: Given) -> Tensor:
+        h = self.fc1(x, given=given)
+        out: Tensor = self.fc2(h * torch.sigmoid(1.702 * h), add, given)  # OpenAI's quick GELU, not the exact one
         return out
 
 
@@ -67,9 +69,9 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.layer_norm2 = nn.LayerNorm(config.width)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, width)
-        x = x + self.self_attn(self.layer_norm1(x))
-        out: Tensor = x + self.mlp(self.layer_norm2(x))
+    def forward(self, x: Tensor, given: Given) -> Tensor:  # (B, T, width)
+        x = self.self_attn(self.layer_norm1(x), x, given)
+        out: Tensor = self.mlp(self.layer_norm2(x), x, given)
         return out
 
 
@@ -78,9 +80,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, width)
-        for layer in self.layers:
-            x = layer(x)
+    def forward(self, x: Tensor, skip: int, given: Given) -> Tensor:  # (B, T, width)
+        for layer in self.layers[: len(self.layers) - skip]:
+            x = layer(x, given)
         return x
 
 
@@ -91,13 +93,13 @@ class TextTransformer(nn.Module):
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.width)
 
-    def forward(self, ids: Tensor) -> Tensor:  # (B, T)
-        out: Tensor = self.final_layer_norm(self.encoder(self.embeddings(ids)))
+    def forward(self, tokens: Tensor, skip: int, given: Given) -> Tensor:
+        out: Tensor = self.final_layer_norm(self.encoder(self.embeddings(tokens), skip, given))
         return out
 
 
 class CLIPTextEncoder(nn.Module):
-    """Token ids (B, 77) -> the last layer's normalized hidden states (B, 77, width).
+    """Tokens (B, 77) -> normalized hidden states (B, 77, width) of the last layer, or of one before it.
 
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
     """
@@ -106,11 +108,14 @@ class CLIPTextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.text_model = TextTransformer(config)
+        name_layers(self)
 
     @property
     def dtype(self) -> torch.dtype:
         return running_dtype(self)
 
-    def forward(self, ids: Tensor) -> Tensor:  # (B, T), T <= max_length
-        out: Tensor = self.text_model(ids)
+    def forward(self, tokens: Tensor, skip: int = 0, given: Given = NOTHING) -> Tensor:
+        """`tokens` are ids (B, T) or embedding vectors (B, T, width), T <= max_length; `skip` layers before the end the
+        encoder stops, and the final norm follows in any case."""
+        out: Tensor = self.text_model(tokens, skip, given)
         return out

@@ -1,14 +1,14 @@
 """The denoising UNet of Stable Diffusion v1.x, under the names of `model.diffusion_model.*`."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.models.attention import KeysValues, SpatialTransformer
-from sd_core.models.layers import Conv2d, Linear, group_norm, running_dtype, timestep_embedding
+from sd_core.models.attention import BasicTransformerBlock, SpatialTransformer
+from sd_core.models.given import NOTHING, Given, KeysValues
+from sd_core.models.layers import Conv2d, Linear, group_norm, name_layers, running_dtype, timestep_embedding
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,14 @@ class ResBlock(nn.Module):
         )
         self.skip_connection = nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # (B, C, H, W), (B, time_dim)
+    def forward(self, x: Tensor, emb: Tensor, given: Given) -> Tensor:  # (B, C, H, W), (B, time_dim)
+        silu, linear = self.emb_layers
+        shift = linear(silu(emb), given=given)[:, :, None, None]
         norm, silu, conv = self.in_layers
-        h = conv(silu(norm(x)), add=self.emb_layers(emb)[:, :, None, None])
+        h = conv(silu(norm(x)), shift, given)
         norm, silu, _, conv = self.out_layers
-        out: Tensor = conv(silu(norm(h)), add=self.skip_connection(x))
+        skip = self.skip_connection
+        out: Tensor = conv(silu(norm(h)), skip(x, given=given) if isinstance(skip, Conv2d) else x, given)
         return out
 
 
@@ -52,8 +55,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.op(x)
+    def forward(self, x: Tensor, given: Given) -> Tensor:
+        out: Tensor = self.op(x, given=given)
         return out
 
 
@@ -62,49 +65,32 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
+    def forward(self, x: Tensor, size: torch.Size, given: Given) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"), given=given)
         return out
 
 
-@dataclass(frozen=True)
-class Contexts:
-    """R prompts as each of the UNet's attentions reads them; prompt i belongs to picture `rows[i]`.
-
-    Without `rows` there is one prompt a picture, in order.
-    """
-
-    read: tuple[KeysValues, ...]
-    rows: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.read[0][0])
-
-    def spread(self, x: Tensor, count: int) -> Tensor:
-        """Something of each picture, or of each prompt already, for `count` of the one or the other."""
-        return x if self.rows is None or len(x) == count else x[self.rows]
-
-
 class Stage(nn.ModuleList):
-    """One entry of `input_blocks`, `middle_block` or `output_blocks`: its layers, each given what it takes."""
+    """One entry of `input_blocks`, `middle_block` or `output_blocks`: its layers, each with the inputs it takes."""
 
-    def forward(
-        self, x: Tensor, emb: Tensor, size: torch.Size, contexts: Contexts, unread: Iterator[KeysValues]
-    ) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, size: torch.Size, given: Given) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, contexts.spread(emb, len(x)))
+                x = layer(x, emb, given)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, next(unread), contexts.rows if len(x) < len(contexts) else None)
+                x = layer(x, given)
+                emb = given.per_row(emb) if layer.expands else emb
             elif isinstance(layer, Upsample):
-                x = layer(x, size)
+                x = layer(x, size, given)
+            elif isinstance(layer, Conv2d):
+                x = layer(x, given=given)
             else:
-                x = layer(x)
+                x = layer(x, given)
         return x
 
 
 class UNet(nn.Module):
-    """Predicts the noise in latents.
+    """Predicts the noise (or the velocity) in latents.
 
     Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; the layer order
     and constants are those of CompVis' `openaimodel.UNetModel`.
@@ -157,52 +143,81 @@ class UNet(nn.Module):
 
         self.out = nn.Sequential(group_norm(first), nn.SiLU(), Conv2d(first, config.out_channels, 3, padding=1))
 
+        self._first_expanded = self._mark_first_transformer()
+        name_layers(self)
+
+    def _mark_first_transformer(self) -> int:
+        """Mark the transformer that expands; the index of the first stage whose output has one entry per row."""
+        stages = [*self.input_blocks, self.middle_block]
+        index = next(
+            index for index, stage in enumerate(stages) if any(isinstance(layer, SpatialTransformer) for layer in stage)
+        )
+        next(layer for layer in stages[index] if isinstance(layer, SpatialTransformer)).expands = True
+        return index
+
     @property
     def dtype(self) -> torch.dtype:
         return running_dtype(self)
 
-    def read(self, context: Tensor, rows: Tensor | None = None) -> Contexts:
-        """What the attentions need of prompts (R, T, context_dim), of which prompt i belongs to picture `rows[i]`."""
-        context = context.to(self.dtype)
-        transformers = (module for module in self.modules() if isinstance(module, SpatialTransformer))
-        return Contexts(tuple(transformer.read(context) for transformer in transformers), rows)
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | Contexts) -> Tensor:
-        """Latents (B, in_channels, H, W), timesteps (B,) and R prompts -> eps (R, out_channels, H, W) in x's dtype.
+    def read(self, states: Tensor, given: Given = NOTHING) -> dict[str, KeysValues]:  # (R, T, context_dim)
+        """Keys and values of prompts by the name of the attention that uses them; they are the same at every step."""
+        states = states.to(self.dtype)
+        blocks = (module for module in self.modules() if isinstance(module, BasicTransformerBlock))
+        return {block.attn2.name: block.attn2.read(states, given) for block in blocks}
 
-        The prompts are a context (B, T, context_dim), or what `read` made of one, which is the same at every step.
-        What the prompts of one picture share is computed once. Timesteps may be fractional and are embedded in
-        float32; H and W may be any size of at least one.
+    def given(self, states: Tensor, image_of_row: Tensor | None = None) -> Given:
+        """What a forward is given for prompts (R, T, context_dim): prompt i belongs to input `image_of_row[i]`."""
+        return Given(self.read(states), image_of_row)
+
+    def forward(self, x: Tensor, timesteps: Tensor, given: Given) -> Tensor:
+        """Latents (B, in_channels, H, W), timesteps (B,) and R prompts -> (R, out_channels, H, W) in x's dtype.
+
+        The output is what the checkpoint was trained to predict: eps or v. What the rows of one input share is computed
+        once. Timesteps may be fractional and are embedded in float32; H and W may be any size of at least one.
         """
-        contexts = context if isinstance(context, Contexts) else self.read(context)
-        unread = iter(contexts.read)
         in_dtype, dtype = x.dtype, self.dtype
-        emb = self.time_embed(timestep_embedding(timesteps, self.config.channels[0]).to(dtype))
+        first, _, second = self.time_embed
+        emb = timestep_embedding(timesteps, self.config.channels[0]).to(dtype)
+        emb = second(F.silu(first(emb, given=given)), given=given)
         x = x.to(dtype)
         skips: list[Tensor] = []
-        for stage in self.input_blocks:
-            x = stage(x, emb, x.shape[2:], contexts, unread)
+        for index, stage in enumerate(self.input_blocks):
+            x = stage(x, emb, x.shape[2:], given)
             skips.append(x)
-        x = self.middle_block(x, emb, x.shape[2:], contexts, unread)
+            if index == self._first_expanded:
+                emb = given.per_row(emb)
+        x = self.middle_block(x, emb, x.shape[2:], given)
+        if self._first_expanded == len(self.input_blocks):
+            emb = given.per_row(emb)
         for stage in self.output_blocks:
-            skip = contexts.spread(skips.pop(), len(x))
+            skip = skips.pop() if len(skips) > self._first_expanded else given.per_row(skips.pop())
             # The last layer of a level upsamples to the size of the skip that comes next, which need not be twice.
             size = skips[-1].shape[2:] if skips else x.shape[2:]
-            x = stage(torch.cat([x, skip], dim=1), emb, size, contexts, unread)
-        out: Tensor = self.out(x)
+            x = stage(torch.cat([x, skip], dim=1), emb, size, given)
+        norm, silu, conv = self.out
+        out: Tensor = conv(silu(norm(x)), given=given)
         return out.to(in_dtype)
 
 
 class UNetStep(nn.Module):
-    """A UNet that takes tensors alone, which is what can be compiled, and captured in a graph."""
+    """A UNet that takes tensors alone, as compilation and graph capture need them."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
         self.unet = unet
+        self._names = [module.attn2.name for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
 
-    def forward(self, latents: Tensor, timesteps: Tensor, rows: Tensor, *read: Tensor) -> Tensor:
-        """`read` holds keys and values of each attention in turn. Where there are as many pictures as prompts each has
-        its own, in order, and `rows` says nothing."""
-        contexts = Contexts(tuple(zip(read[::2], read[1::2], strict=True)), rows)
-        eps: Tensor = self.unet(latents, timesteps, contexts)
-        return eps
+    def flatten(self, given: Given) -> list[Tensor]:
+        """Keys and values of each attention in turn, as `forward` takes them."""
+        return [each for name in self._names for each in given.keys_values[name]]
+
+    def forward(self, latents: Tensor, timesteps: Tensor, image_of_row: Tensor, *read: Tensor) -> Tensor:
+        """If there are as many inputs as prompts, row i is input i and `image_of_row` is ignored."""
+        keys_values = dict(zip(self._names, zip(read[::2], read[1::2], strict=True), strict=True))
+        expands = len(read[0]) != len(latents)
+        out: Tensor = self.unet(latents, timesteps, Given(keys_values, image_of_row if expands else None))
+        return out

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.models.attention import attention
-from sd_core.models.layers import Conv2d, group_norm, running_dtype
+from sd_core.models.layers import Conv2d, group_norm, name_layers, running_dtype
 from sd_core.models.tiles import tiled
 
 NORM_EPS = 1e-6
@@ -84,7 +84,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: `block.*` and, where the resolution changes after it, `downsample` or `upsample`."""
+    """One resolution: `block.*` and, if the resolution changes after it, `downsample` or `upsample`."""
 
     def __init__(self, blocks: list[nn.Module], **resample: nn.Module) -> None:
         super().__init__()
@@ -178,6 +178,7 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
         self.post_quant_conv = Conv2d(config.z_channels, config.z_channels, 1)
+        name_layers(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -194,20 +195,16 @@ class VAE(nn.Module):
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
-    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:  # (1 or B, 3, H, W), (B, z_channels, H / 8, W / 8)
-        """Samples of the posterior, drawn with the given normal noise, as scaled float32 latents."""
-        return self._sampled(*self.moments(pixels), noise)
-
-    def encode_tiled(self, pixels: Tensor, noise: Tensor) -> Tensor:  # (1, 3, H, W), (1, z_channels, H / 8, W / 8)
-        """Nearly the same in less memory, where a side has more than `TILE` latents: tile by tile."""
+    def moments_tiled(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # (1, 3, H, W)
+        """Nearly the same moments in less memory if a side has more than `TILE` latents: tile by tile."""
         tile, overlap = TILE * self.downscale, OVERLAP * self.downscale
-        moments = tiled(
+        mean, logvar = tiled(
             lambda part: torch.cat(self.moments(part), dim=1), pixels, tile, overlap, Fraction(1, self.downscale)
-        )
-        mean, logvar = moments.chunk(2, dim=1)
-        return self._sampled(mean, logvar, noise)
+        ).chunk(2, dim=1)
+        return mean, logvar
 
-    def _sampled(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    def sample(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:  # (B, z_channels, H / 8, W / 8)
+        """A sample of the posterior, drawn with normal noise, as scaled float32 latents."""
         return (mean + torch.exp(0.5 * logvar) * noise) * self.config.scale_factor
 
     def decode(self, latents: Tensor) -> Tensor:  # (B, z_channels, H / 8, W / 8)
@@ -217,5 +214,5 @@ class VAE(nn.Module):
         return out.float()
 
     def decode_tiled(self, latents: Tensor) -> Tensor:  # (1, z_channels, H / 8, W / 8)
-        """Nearly the same in less memory, where a side has more than `TILE` latents: tile by tile."""
+        """Nearly the same in less memory if a side has more than `TILE` latents: tile by tile."""
         return tiled(self.decode, latents, TILE, OVERLAP, Fraction(self.downscale))

@@ -1,4 +1,4 @@
-"""The two forms of a picture: uint8 (H, W, 3) outside, [-1, 1] (1, 3, H, W) inside."""
+"""The two forms of an image: uint8 (H, W, 3) outside, [-1, 1] (1, 3, H, W) inside."""
 
 import numpy as np
 import torch
@@ -14,19 +14,19 @@ def to_pixels(image: np.ndarray, device: torch.device) -> Tensor:
     return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-class Drawn:
-    """A finished picture on its way from the device, from float pixels (1, 3, H, W) in about [-1, 1]."""
+class PendingImage:
+    """A finished image on its way from the device, from float pixels (1, 3, H, W) in about [-1, 1]."""
 
     def __init__(self, pixels: Tensor) -> None:
         levels = ((pixels[0].float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
         self._levels = Download(levels.permute(1, 2, 0).contiguous())
-        self._finite = Download(torch.isfinite(pixels).all())
+        self._is_finite = Download(torch.isfinite(pixels).all())
 
-    def image(self) -> np.ndarray:
-        """uint8 (H, W, 3), clamped and rounded to the nearest level; waits for the device.
+    def wait(self) -> np.ndarray:
+        """uint8 (H, W, 3), clamped and rounded to the nearest level; blocks until the device is done.
 
-        Raises `NotFinite` where the networks' dtype was too narrow for the checkpoint.
+        Raises `NotFinite` if the range of the networks' dtype was too narrow for the checkpoint.
         """
-        if not self._finite.wait():
-            raise NotFinite("the networks' numbers ran out of range; SD_DTYPE=bf16 or fp32 gives them a wider one")
+        if not self._is_finite.wait():
+            raise NotFinite("the networks computed infinities or NaN; SD_DTYPE=bf16 or fp32 has a wider range")
         return self._levels.wait().numpy()

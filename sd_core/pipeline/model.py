@@ -1,4 +1,4 @@
-"""A checkpoint and its tokenizer, loaded and ready to draw."""
+"""A checkpoint and its tokenizer, loaded and ready."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +9,14 @@ from sd_core.device import DTYPES, choose_device, choose_dtype
 from sd_core.errors import ModelError
 from sd_core.formats.load import Networks, load_networks
 from sd_core.pipeline.preview import LATENT_TO_RGB, LatentToRGB, latent_to_rgb_of
-from sd_core.text.encode import PromptEncoder
+from sd_core.sampling.denoise import Denoiser
+from sd_core.sampling.schedule import v1_schedule
 from sd_core.text.tokenizer import CLIPTokenizer
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What an answer says of the model. `sha256` is that of the checkpoint it was converted from, where known."""
+    """What a response says of the model. `sha256` is that of the checkpoint it was converted from, if known."""
 
     name: str
     sha256: str | None
@@ -26,10 +27,28 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class StableDiffusion:
+    """The networks of a checkpoint, its tokenizer, and how its UNet's output becomes a prediction.
+
+    The keys are the names under which an engine finds the networks of each role.
+    """
+
     networks: Networks = field(repr=False)
-    prompts: PromptEncoder
+    tokenizer: CLIPTokenizer = field(repr=False)
     info: ModelInfo
+    denoiser: Denoiser = field(repr=False)
     latent_to_rgb: LatentToRGB = LATENT_TO_RGB
+
+    @property
+    def text_key(self) -> str:
+        return f"{self.info.name}/text"
+
+    @property
+    def unet_key(self) -> str:
+        return f"{self.info.name}/unet"
+
+    @property
+    def vae_key(self) -> str:
+        return f"{self.info.name}/vae"
 
     @property
     def device(self) -> torch.device:
@@ -39,10 +58,10 @@ class StableDiffusion:
     def load(
         cls, checkpoint: Path, tokenizer_dir: Path, device: str = "auto", dtype: str = "auto"
     ) -> "StableDiffusion":
-        """Loads `checkpoint` (.safetensors) with `vocab.json` and `merges.txt` of `tokenizer_dir`.
+        """Load `checkpoint` (.safetensors) with `vocab.json` and `merges.txt` of `tokenizer_dir`.
 
-        `device` is auto, cpu, cuda or mps, `dtype` auto, fp32, fp16 or bf16: auto takes the best device there is, and
-        fp16 on it, fp32 on a CPU. Raises `ModelError` that names the file, `DeviceError` the setting, that is wrong.
+        `device` is auto, cpu, cuda or mps, `dtype` auto, fp32, fp16 or bf16: auto is the best device there is, with
+        fp16, or fp32 on a CPU. Raises `ModelError` that names the file, or `DeviceError` that names the setting.
         """
         tokenizer = CLIPTokenizer.load(tokenizer_dir)
         chosen = choose_device(device)
@@ -61,5 +80,7 @@ class StableDiffusion:
             device=str(chosen),
             dtype=name,
         )
-        prompts = PromptEncoder(tokenizer, networks.text_encoder, chosen)
-        return cls(networks, prompts, info, latent_to_rgb_of(networks.metadata))
+        architecture = networks.architecture
+        schedule = v1_schedule(zero_terminal_snr=architecture.zero_terminal_snr)
+        denoiser = Denoiser(schedule, architecture.prediction_type)
+        return cls(networks, tokenizer, info, denoiser, latent_to_rgb_of(networks.metadata))

@@ -1,42 +1,46 @@
-"""A picture in the making, as one coroutine."""
+"""One image, from its prompts to its pixels, as a coroutine."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from sd_core.pipeline.guidance import guided
-from sd_core.pipeline.watch import Tell, watched
+from sd_core.pipeline.conditioning import Constant
+from sd_core.pipeline.images import PendingImage
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.sample import Run, sample
+from sd_core.pipeline.watch import OnStep
 from sd_core.request import Request
-from sd_core.sampling.noise import CPUNoise
-from sd_core.sampling.registry import SOLVERS
-from sd_core.sampling.schedule import Sigmas, tail
-from sd_core.work import Conditioning, Decode, Encode, Picture
+from sd_core.sampling.noise import NoiseSource
+from sd_core.work import DecodeWork, EncodeWork, HostTask, Picture, TextWork
 
 
-def sigmas_of(request: Request) -> Sigmas:
-    """The noise levels that each picture of this request goes through; one more than it has steps."""
-    sigmas = SOLVERS[request.sampler].schedules[request.schedule](request.steps)
-    return sigmas if request.image is None else tail(sigmas, request.strength)
+@dataclass(frozen=True)
+class Source:
+    """The image that image-to-image starts from: pixels (1, 3, H, W) in [-1, 1]; equal keys mean equal pixels."""
+
+    key: Hashable
+    pixels: Tensor
 
 
 def picture(
     request: Request,
-    conditioning: Conditioning,
-    noise: CPUNoise,
-    pixels: Tensor | None = None,
-    tell: Tell | None = None,
+    model: StableDiffusion,
+    prompts: tuple[tuple[int, ...], tuple[int, ...]],
+    noise: NoiseSource,
+    source: Source | None = None,
+    on_step: OnStep | None = None,
 ) -> Picture:
-    """Text-to-image, or image-to-image from `pixels` where the request has an image; returns pixels (1, 3, H, W).
+    """Text-to-image, or image-to-image from `source`; `prompts` are the ids of the prompt and the negative prompt.
 
     Draws from `noise` in this order: the VAE posterior's sample (image-to-image only), the initial noise, then the
     sampler's own draws.
     """
-    solver = SOLVERS[request.sampler]
-    sigmas = sigmas_of(request)
+    conditioning = Constant(*(yield TextWork(model.text_key, prompts)))
     latents = None
-    if pixels is not None:
-        latents = yield Encode(pixels, noise.draw())
-    x = solver.noised(latents, noise.draw(), sigmas[0])
-    sampling = solver.run(x, sigmas, noise)
-    if tell is not None:
-        sampling = watched(sampling, tell)
-    latents = yield from guided(sampling, conditioning, request.guidance_scale)
-    return (yield Decode(latents))
+    if source is not None:
+        mean, logvar = yield EncodeWork(model.vae_key, source.key, source.pixels)
+        latents = model.networks.vae.sample(mean, logvar, noise.draw())
+    latents = yield from sample(Run.of(request), model, conditioning, latents, noise, on_step)
+    pixels = yield DecodeWork(model.vae_key, latents)
+    return HostTask(PendingImage(pixels).wait)

@@ -1,33 +1,30 @@
-"""Telling of a sampler's steps, whatever the sampler."""
+"""Reports a sampler's steps, whatever the sampler."""
 
-from collections.abc import Callable
-from functools import partial
-from math import sqrt
+from collections.abc import Callable, Generator
 
 from torch import Tensor
 
-from sd_core.work import Sampling, UNetCall
+from sd_core.work import Call, Prediction, Sampling, answering
 
-Tell = Callable[[int, Callable[[], Tensor]], None]
-"""Told how many steps are done, and how to get the clean latents (1, 4, h, w) that the last of them foresees."""
-
-
-def watched(sampling: Sampling, tell: Tell) -> Sampling:
-    """The same sampler, telling of each step once it is done; a step of some samplers is two calls."""
-    call = next(sampling)
-    while True:
-        eps = yield call
-        foresee = partial(_clean, call, eps)
-        try:
-            following = sampling.send(eps)
-        except StopIteration as stop:
-            tell(call.step + 1, foresee)
-            latents: Tensor = stop.value
-            return latents
-        if following.step != call.step:
-            tell(call.step + 1, foresee)
-        call = following
+OnStep = Callable[[int, int, Tensor], None]
+"""Called with the number of steps done, of calls done, and the clean latents (1, 4, h, w) predicted last."""
 
 
-def _clean(call: UNetCall, eps: Tensor) -> Tensor:
-    return call.latents * sqrt(1 + call.sigma**2) - call.sigma * eps
+def watched(sampling: Sampling, on_step: OnStep) -> Sampling:
+    """The same sampler, calling `on_step` after each step; a step may take several calls."""
+    calls = 0
+    last: tuple[int, Tensor] | None = None
+
+    def answer(call: Call) -> Generator[Call, Prediction, Prediction]:
+        nonlocal calls, last
+        if last is not None and call.step != last[0]:
+            on_step(last[0] + 1, calls, last[1])
+        prediction = yield call
+        calls += 1
+        last = call.step, prediction.x0
+        return prediction
+
+    latents: Tensor = yield from answering(sampling, answer)
+    if last is not None:
+        on_step(last[0] + 1, calls, last[1])
+    return latents

@@ -1,4 +1,8 @@
-"""DDPM and DDIM, in the variance-preserving space x = sqrt(alpha) x0 + sqrt(1 - alpha) noise."""
+"""DDPM and DDIM.
+
+They ask in k-diffusion's space x0 + sigma * noise like every solver, and step in the variance-preserving one,
+x = sqrt(alpha) * x0 + sqrt(1 - alpha) * noise, which is the same divided by sqrt(1 + sigma^2).
+"""
 
 from itertools import pairwise
 from math import sqrt
@@ -6,9 +10,8 @@ from math import sqrt
 from torch import Tensor
 
 from sd_core.sampling.noise import NoiseSource
-from sd_core.sampling.predict import predict_eps
 from sd_core.sampling.schedule import Sigmas
-from sd_core.work import Sampling
+from sd_core.work import Call, Sampling
 
 
 def alpha_of(sigma: float) -> float:
@@ -18,10 +21,10 @@ def alpha_of(sigma: float) -> float:
 
 def ddpm(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
     """Ancestral sampling with the posterior's own variance ("fixed small"): Ho et al. 2020, equations 6 and 7."""
+    x = x * sqrt(alpha_of(sigmas[0]))
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         alpha, alpha_next = alpha_of(sigma), alpha_of(sigma_next)
-        eps = yield from predict_eps(x, sigma, step)
-        x0 = (x - sqrt(1 - alpha) * eps) / sqrt(alpha)
+        x0 = (yield Call(x / sqrt(alpha), sigma, step)).x0
         step_alpha = alpha / alpha_next
         x = (sqrt(alpha_next) * (1 - step_alpha) * x0 + sqrt(step_alpha) * (1 - alpha_next) * x) / (1 - alpha)
         if sigma_next > 0:
@@ -31,9 +34,10 @@ def ddpm(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
 
 def ddim(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
     """Deterministic: Song et al. 2020, "Denoising Diffusion Implicit Models", equation 12 with eta 0."""
+    x = x * sqrt(alpha_of(sigmas[0]))
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         alpha, alpha_next = alpha_of(sigma), alpha_of(sigma_next)
-        eps = yield from predict_eps(x, sigma, step)
-        x0 = (x - sqrt(1 - alpha) * eps) / sqrt(alpha)
+        x0 = (yield Call(x / sqrt(alpha), sigma, step)).x0
+        eps = (x - sqrt(alpha) * x0) / sqrt(1 - alpha)
         x = sqrt(alpha_next) * x0 + sqrt(1 - alpha_next) * eps
     return x

@@ -1,4 +1,4 @@
-"""DPM-Solver++, in k-diffusion's space x = x0 + sigma * noise."""
+"""DPM-Solver++."""
 
 from itertools import pairwise
 from math import expm1, log
@@ -6,9 +6,8 @@ from math import expm1, log
 from torch import Tensor
 
 from sd_core.sampling.noise import NoiseSource
-from sd_core.sampling.predict import predict_x0
 from sd_core.sampling.schedule import Sigmas
-from sd_core.work import Sampling
+from sd_core.work import Call, Sampling
 
 
 def dpmpp_2m(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
@@ -18,7 +17,7 @@ def dpmpp_2m(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
     """
     previous_x0, previous_h = x, 0.0
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        x0 = yield from predict_x0(x, sigma, step)
+        x0 = (yield Call(x, sigma, step)).x0
         if sigma_next == 0:
             return x0
         h = log(sigma / sigma_next)

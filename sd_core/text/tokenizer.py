@@ -64,13 +64,16 @@ class CLIPTokenizer:
         ids = [self.bos, *kept, self.eos]
         dropped = ""
         if len(encoding.ids) > len(kept):
-            # A word that was cut in two is named whole.
-            word = encoding.word_ids[len(kept)]
-            first = len(kept)
-            while first > 0 and word is not None and encoding.word_ids[first - 1] == word:
-                first -= 1
-            dropped = text[encoding.offsets[first][0] :].strip()
+            dropped = text[encoding.offsets[len(kept)][0] :].strip()
         return Tokens(tuple(ids + [self.eos] * (length - len(ids))), dropped)
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompt: str, length: int, field: str) -> tuple[tuple[int, ...], list[str]]:
+    """The prompt's `length` ids, and warnings for whoever reads the answer; `field` names the prompt in them."""
+    tokens = tokenizer.encode(prompt, length)
+    if not tokens.dropped:
+        return tokens.ids, []
+    return tokens.ids, [f"{field} is longer than {length - 2} tokens; this part was cut off: {tokens.dropped!r}"]
 
 
 def _read(path: Path) -> str:

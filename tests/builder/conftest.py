@@ -1,4 +1,4 @@
-"""A tiny checkpoint of v1.x's layout, as it is published: a `.ckpt` with all that training leaves in it."""
+"""A tiny checkpoint of v1.x's layout as it would be published: a `.ckpt` with the leftovers of training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from sd_core.formats.keys import ema_name
 
 @pytest.fixture(scope="session")
 def published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights as a training run publishes them: older names, averages, schedule buffers, losses."""
+    """The weights as a training run saves them: older names, averages, schedule buffers, losses."""
     averages = {ema_name(name): tensor + 1 for name, tensor in state.items() if name.startswith("model.")}
     return {
         **{name.replace("text_model.", ""): tensor for name, tensor in state.items()},
@@ -37,7 +37,7 @@ def source(tmp_path: Path, published: dict[str, Tensor]) -> Path:
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a state dict as a `.ckpt` of the given name and returns its path."""
+    """A function that writes a state dict as a `.ckpt` of the given name and returns its path."""
 
     def write(tensors: dict[str, Tensor], name: str = "model.ckpt") -> Path:
         torch.save({"state_dict": tensors}, tmp_path / name)

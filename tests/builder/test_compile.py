@@ -15,18 +15,20 @@ from sd_core.models.unet import UNet
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Bucket]:
-    """Stands for the compiler, which takes half a minute a package: what was asked of it."""
-    asked: list[Bucket] = []
+    """Replaces the compiler, which takes half a minute a package. Returns the buckets that were compiled."""
+    buckets: list[Bucket] = []
 
     def write(_network: UNet, bucket: Bucket, package: Path, _options: dict[str, object]) -> None:
-        asked.append(bucket)
+        buckets.append(bucket)
         package.write_bytes(b"kernels")
 
     monkeypatch.setattr(compiling, "compile_package", write)
-    return asked
+    return buckets
 
 
-def test_packages_of_the_native_size_lie_beside_the_checkpoint(tiny_checkpoint: Path, compiled: list[Bucket]) -> None:
+def test_packages_of_the_native_size_are_written_beside_the_checkpoint(
+    tiny_checkpoint: Path, compiled: list[Bucket]
+) -> None:
     packages = list(compile_checkpoint(tiny_checkpoint, [2, 1], device="cpu"))
     networks = load_networks(tiny_checkpoint, torch.device("cpu"), torch.float32)
     folder = folder_of(tiny_checkpoint.parent, networks.unet, torch.device("cpu"))
@@ -37,7 +39,7 @@ def test_packages_of_the_native_size_lie_beside_the_checkpoint(tiny_checkpoint: 
     assert compiled == expected
     compiled.clear()
     assert list(compile_checkpoint(tiny_checkpoint, [1, 2], device="cpu")) == packages
-    assert not compiled, "what is there is kept"
+    assert not compiled, "existing packages are kept"
 
 
 def test_a_compiler_that_fails_leaves_nothing(
@@ -56,7 +58,7 @@ def test_a_compiler_that_fails_leaves_nothing(
     assert not list(tmp_path.rglob("*.pt2"))
 
 
-def test_row_counts_that_no_forward_has_are_refused(tiny_checkpoint: Path) -> None:
+def test_unknown_row_counts_are_refused(tiny_checkpoint: Path) -> None:
     with pytest.raises(ModelError, match=r"rows, none has 5"):
         list(compile_checkpoint(tiny_checkpoint, [1, 5, 7], device="cpu"))
 

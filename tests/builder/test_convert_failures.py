@@ -1,4 +1,4 @@
-"""Conversions that fail, are killed, or meet: nothing half-written ever stands at the destination."""
+"""Conversions that fail, are killed, or run at the same time: the destination never contains half a file."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ def test_a_failed_replacement_leaves_the_old_file(
     assert names(destination.parent) == [destination.name]
 
 
-def test_a_source_that_changes_meanwhile_is_not_trusted(
+def test_a_source_that_changes_during_its_conversion_is_refused(
     source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = convert_module.sha256
@@ -82,7 +82,7 @@ sys.exit(main(["convert", *sys.argv[1:]]))
 
 SLOW = """
 import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell around the tests ignores
+signal.signal(signal.SIGINT, signal.default_int_handler)  # even if the shell around the tests ignores it
 from builder import write
 from builder.__main__ import main
 from builder.source import Part
@@ -120,7 +120,7 @@ def test_a_killed_conversion_leaves_nothing_and_runs_again(
     assert not destination.exists()
     if how != signal.SIGKILL:
         assert process.returncode == 1
-        assert errors == "error: interrupted: nothing unfinished was left behind\n"
+        assert errors == "error: interrupted: no unfinished file was left behind\n"
         assert names(folder) == []
     convert(source, destination)
     assert names(folder) == [destination.name]
@@ -149,7 +149,7 @@ def test_one_converts_and_the_others_wait(source: Path, destination: Path, monke
     assert writes == [destination]
 
 
-def test_processes_that_meet_write_once(source: Path, destination: Path) -> None:
+def test_concurrent_processes_write_once(source: Path, destination: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from builder.convert import ensure_converted\n"
         "print(ensure_converted(Path(sys.argv[1]), Path(sys.argv[2])).stat().st_ino)"
@@ -161,7 +161,7 @@ def test_processes_that_meet_write_once(source: Path, destination: Path) -> None
     assert names(destination.parent) == [destination.name]
 
 
-def test_what_is_there_is_enough_for_a_worker(tmp_path: Path, destination: Path) -> None:
+def test_a_worker_uses_an_existing_file_unchecked(tmp_path: Path, destination: Path) -> None:
     destination.write_bytes(b"whatever it is")
     assert ensure_converted(tmp_path / "gone.ckpt", destination) == destination
     destination.unlink()
@@ -197,8 +197,8 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
-def test_memory_is_a_few_tensors(tmp_path: Path, destination: Path, suffix: str) -> None:
-    """Far below the bound of what is written plus 1 GB, which a file small enough for a test could not reach."""
+def test_memory_holds_only_a_few_tensors(tmp_path: Path, destination: Path, suffix: str) -> None:
+    """The promise is the file's size plus 1 GB; the bound here is far below, or a small test file could not fail."""
     architecture = Architecture(
         text=CLIPConfig(vocab_size=5_000, width=768, layers=2, mlp_width=3072),
         unet=UNetConfig(channels=(32, 320), num_res_blocks=1, attention_levels=(1,)),

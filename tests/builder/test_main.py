@@ -1,22 +1,25 @@
-"""The command line: exit codes, one line of error, and what `inspect` prints."""
+"""The command line: exit status, errors of one line, and the output of `inspect`."""
 
 import hashlib
 import io
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from builder.__main__ import main
+from sd_core.errors import ModelError
+from sd_core.formats.files import converted_name
 from sd_core.formats.keys import ema_name
-
-State = dict[str, Tensor]
-UNET = "model.diffusion_model."
+from sd_core.formats.load import load_networks
+from tests.support.outcome import UNET, State
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -52,6 +55,111 @@ def test_convert_takes_its_options(source: Path, state: State, tmp_path: Path) -
     assert torch.equal(found[name], (state[name] * 2).bfloat16())
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Model.CKPT", "Model.safetensors"),
+        ("model.v2.pt", "model.v2.safetensors"),
+        ("Model.SAFETENSORS", "Model-converted.safetensors"),
+        ("model.safetensors", "model-converted.safetensors"),
+    ],
+)
+def test_the_default_destination_is_never_the_source(tmp_path: Path, name: str, expected: str) -> None:
+    assert converted_name(tmp_path / name) == tmp_path / expected
+
+
+@pytest.mark.parametrize(
+    ("name", "pickled", "expected"),
+    [("Model.SAFETENSORS", True, "Model-converted.safetensors"), ("Model.CKPT", False, "Model.safetensors")],
+)
+def test_content_decides_what_a_file_is(
+    tmp_path: Path, state: State, capsys: pytest.CaptureFixture[str], name: str, pickled: bool, expected: str
+) -> None:
+    path = tmp_path / name
+    torch.save({"state_dict": state}, path) if pickled else save_file(state, path)
+    assert main(["convert", str(path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / expected}\n"
+    assert load_file(tmp_path / expected).keys() == state.keys()
+    assert inspected(path, capsys)["format"] == ("PyTorch checkpoint (zip format)" if pickled else "safetensors")
+
+
+def advised(message: str) -> list[str]:
+    """The arguments of the builder command between backticks."""
+    command = shlex.split(message.split("`")[1])
+    assert command[:3] == ["python", "-m", "builder"]
+    return command[3:]
+
+
+def test_the_advice_for_a_pickle_named_safetensors_works(
+    tmp_path: Path, state: State, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "my model.safetensors"
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(ModelError, match="is a PyTorch checkpoint") as caught:
+        load_networks(path, torch.device("cpu"), torch.float32)
+    assert main(advised(str(caught.value))) == 0
+    better = Path(capsys.readouterr().out.strip())
+    assert str(caught.value).endswith(f"then use {better.name}")
+    assert load_networks(better, torch.device("cpu"), torch.float32)
+
+
+def test_the_advice_for_a_damaged_safetensors_file_works(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "my model.safetensors"
+    path.write_bytes(b"cut short")
+    with pytest.raises(ModelError, match="not a complete safetensors file") as caught:
+        load_networks(path, torch.device("cpu"), torch.float32)
+    assert main([str(source) if argument == "SRC" else argument for argument in advised(str(caught.value))]) == 0
+    assert load_networks(path, torch.device("cpu"), torch.float32)
+
+
+def test_any_file_name_can_be_printed_in_any_encoding(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "modèle.safetensors"
+    save_file(state, path)
+    for arguments, status in ((["inspect", path], 0), (["convert", path], 0), (["convert", path, path], 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "builder", *map(str, arguments)],
+            capture_output=True,
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        assert b"mod\\xe8le" in (done.stderr if status else done.stdout)
+        assert (done.stdout if status else done.stderr) == b""
+        if arguments[0] == "convert":
+            assert (done.stdout + done.stderr).count(b"\n") == 1
+
+
+def test_a_path_that_is_not_utf_8_is_named(
+    tmp_path: Path, state: State, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = tmp_path / os.fsdecode(b"mod\xe8le.safetensors")
+    path.write_bytes(safetensors.torch.save(state))
+    assert main(["inspect", str(path)]) == 1
+    assert b"needs a path in UTF-8: rename the file" in capsysbinary.readouterr().err
+
+
+def test_convert_takes_a_prediction_type(
+    source: Path, state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    destination = tmp_path / "x.safetensors"
+    assert main(["convert", str(source), str(destination), "--prediction-type", "v_prediction"]) == 0
+    assert "predicts v_prediction" in inspected(destination, capsys)["architecture"]
+
+
+def test_inspect_shows_the_declared_prediction(
+    tmp_path: Path, state: State, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(state, path, {"modelspec.prediction_type": "v"})
+    assert inspected(path, capsys)["architecture"].endswith("predicts v_prediction")
+    save_file(state | {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}, path)
+    found = inspected(path, capsys)
+    assert found["architecture"].endswith("predicts v_prediction, zero terminal SNR")
+    assert found["unexpected"] == "none"
+    save_file(state | {"v_pred": torch.tensor([])}, path, {"modelspec.prediction_type": "epsilon"})
+    assert "contradicts itself" in fails(capsys, "inspect", str(path))
+
+
 def test_failures_are_one_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not exist" in fails(capsys, "convert", str(tmp_path / "none.ckpt"))
     assert "does not exist" in fails(capsys, "inspect", str(tmp_path / "none.ckpt"))
@@ -64,7 +172,16 @@ def test_failures_are_one_line(source: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["convert"], ["inspect"], ["convert", "a", "--dtype", "int8"], ["paint", "a"], ["inspect", "a", "b"]]
+    "argv",
+    [
+        [],
+        ["convert"],
+        ["inspect"],
+        ["convert", "a", "--dtype", "int8"],
+        ["convert", "a", "--prediction-type", "flow"],
+        ["paint", "a"],
+        ["inspect", "a", "b"],
+    ],
 )
 def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -85,7 +202,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_is_drawn_on_a_terminal_only(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_bar_is_shown_only_on_a_terminal(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     assert main(["convert", str(source)]) == 0
@@ -96,7 +213,7 @@ def test_a_bar_is_drawn_on_a_terminal_only(source: Path, monkeypatch: pytest.Mon
 
 
 def inspected(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """The labels and values that `inspect` prints; entries of lists stand under themselves."""
+    """The labels and values that `inspect` prints. Entries of lists are keys of their own."""
     assert main(["inspect", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     return {line[:16].strip(): line[16:] for line in lines} | {line.strip(): "" for line in lines}

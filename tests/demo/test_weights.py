@@ -16,6 +16,8 @@ from sd_core.pipeline.images import to_pixels
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
 LEAST_PERCENT = {"one shape": 92.5, "held-out pair": 85, "two shapes": 77.5}
 """What is aimed at, 95, 85 and 80, less one picture where the weights are near it: other processors round otherwise."""
@@ -35,7 +37,7 @@ def engine() -> Iterator[Engine]:
 
 
 def request_of(prompt: str, seed: int = 0, **changes: object) -> Request:
-    return replace(Request(prompt, seed, 128, 128), **changes)
+    return replace(Request(prompt, seed=seed, width=128, height=128), **changes)
 
 
 def test_the_files_stay_small_and_in_half_precision() -> None:
@@ -102,8 +104,7 @@ def test_a_negative_prompt_moves_the_picture_away_from_what_it_names(engine: Eng
 
     def distance(negative: str) -> float:
         results = [
-            engine.submit(request_of("", seed, negative_prompt=negative, guidance_scale=4.0)).result()
-            for seed in range(8)
+            engine.submit(request_of("", seed, negative_prompt=negative, scale=4.0)).result() for seed in range(8)
         ]
         return float(np.mean([np.abs(result.images[0] - target).mean() for result in results]))
 

@@ -1,4 +1,4 @@
-"""The drawing thread: futures, cancellation, errors, and pictures that do not depend on their company."""
+"""The engine thread: futures, cancellation, errors, and pictures that do not depend on their company."""
 
 import threading
 import time
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,24 +15,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sd_core.engine.engine import TILED, Engine
+from sd_core.engine.engine import Engine
+from sd_core.engine.kinds.kind import Kind
+from sd_core.engine.kinds.vae import TILED
 from sd_core.engine.memory import Memory
 from sd_core.engine.runner import Runner
 from sd_core.engine.scheduler import Running, Scheduler
 from sd_core.errors import Broken, Busy, OutOfMemory
-from sd_core.models.unet import Contexts, UNet
+from sd_core.models.given import Given
+from sd_core.models.unet import UNet
 from sd_core.models.vae import TILE, VAE
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Progress, Request
 from sd_core.sampling.registry import SOLVERS
-from sd_core.work import Work
 
 REQUEST = Request("a cat", seed=3, width=64, height=64, steps=3, sampler="euler_a", schedule="default")
 
 
 @pytest.fixture
 def engine(tiny_model: StableDiffusion) -> Iterator[Engine]:
-    engine = Engine(tiny_model, max_batch=4)
+    engine = Engine([tiny_model], max_batch=4)
     yield engine
     engine.close()
 
@@ -69,11 +72,11 @@ def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, 
     begun, go_on, sizes = threading.Event(), threading.Event(), list[int]()
     run = Runner.run
 
-    def waiting(self: Runner, works: Sequence[Work]) -> object:
+    def waiting(self: Runner, kind: Kind[Any], works: Sequence[Any]) -> object:
         sizes.append(len(works))
         begun.set()
         go_on.wait(60)
-        return run(self, works)
+        return run(self, kind, works)
 
     monkeypatch.setattr(Runner, "run", waiting)
     yield begun, sizes
@@ -89,11 +92,11 @@ def test_cancelling_ends_a_job_while_it_is_drawn(engine: Engine, monkeypatch: py
         assert waiting.cancel()
     assert engine.submit(REQUEST).result().images
     assert future.cancelled()
-    assert len(sizes) == 1 + 3 + 1  # the first, and the steps and the decoding of the last job
+    assert len(sizes) == 1 + 1 + 3 + 1  # the first, and the prompts, steps and decoding of the last job
 
 
 def test_a_job_that_arrives_joins_the_next_forward(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = replace(REQUEST, seed=9, steps=2, sampler="dpmpp_2m", guidance_scale=1.0)
+    other = replace(REQUEST, seed=9, steps=2, sampler="dpmpp_2m", scale=1.0)
     with held_up(monkeypatch) as (begun, sizes):
         first = engine.submit(REQUEST)
         assert begun.wait(60)
@@ -104,10 +107,10 @@ def test_a_job_that_arrives_joins_the_next_forward(engine: Engine, monkeypatch: 
 
 
 def test_more_jobs_than_are_held_are_refused(tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(tiny_model, max_batch=1, max_jobs=2)
+    engine = Engine([tiny_model], max_batch=1, max_jobs=2)
     with held_up(monkeypatch):
         futures = [engine.submit(REQUEST), engine.submit(REQUEST)]
-        with pytest.raises(Busy, match="2 jobs are being drawn"):
+        with pytest.raises(Busy, match="the engine's queue is full: 2 jobs"):
             engine.submit(REQUEST)
         assert futures[1].cancel()
         futures.append(engine.submit(REQUEST))
@@ -129,7 +132,7 @@ def test_steps_are_told_as_they_are_done(engine: Engine) -> None:
     short: list[Progress] = []
     picture = np.zeros((64, 64, 3), np.uint8)
     engine.submit(replace(REQUEST, steps=10, image=picture, strength=0.25, sampler="heun"), short.append).result()
-    assert [(progress.step, progress.steps) for progress in short] == [(1, 2), (2, 2)]
+    assert [(progress.step, progress.steps, progress.percent) for progress in short] == [(1, 2, 66), (2, 2, 100)]
 
 
 def test_an_observer_that_fails_fails_its_own_job_alone(engine: Engine) -> None:
@@ -158,11 +161,11 @@ def test_where_memory_holds_one_picture_at_a_time_all_are_drawn(
 ) -> None:
     forward, sizes = UNet.forward, list[int]()
 
-    def small(self: UNet, x: Tensor, timesteps: Tensor, contexts: Contexts) -> Tensor:
+    def small(self: UNet, x: Tensor, timesteps: Tensor, given: Given) -> Tensor:
         sizes.append(len(x))
         if len(x) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, x, timesteps, contexts)
+        return forward(self, x, timesteps, given)
 
     with monkeypatch.context() as patch:
         patch.setattr(UNet, "forward", small)
@@ -191,11 +194,11 @@ def test_nobody_waits_for_a_thread_that_has_failed(
 
     monkeypatch.setattr(Scheduler, "next_batch", fail)
     told: list[Exception] = []
-    engine = Engine(tiny_model, max_batch=4, on_failure=told.append)
+    engine = Engine([tiny_model], max_batch=4, on_failure=told.append)
     assert engine.failure is None
     with pytest.raises(LookupError, match="scheduler"):
         engine.submit(REQUEST).result(60)
-    with pytest.raises(Broken, match="cannot draw any more"):
+    with pytest.raises(Broken, match="engine has failed"):
         engine.submit(REQUEST)
     engine.close()
     assert told == [engine.failure]
@@ -211,9 +214,9 @@ def test_a_lost_device_ends_the_engine_and_no_job_waits(
     def lost(_runner: Runner) -> None:
         raise LookupError("the device is lost")
 
-    where, what = {"beginning": (Memory, "room"), "drawing": (UNet, "forward")}[when]
+    where, what = {"beginning": (Memory, "usable"), "drawing": (UNet, "forward")}[when]
     monkeypatch.setattr(where, what, fail)
-    engine = Engine(tiny_model, max_batch=4)
+    engine = Engine([tiny_model], max_batch=4)
     with pytest.raises(ZeroDivisionError):
         engine.submit(REQUEST).result(60)
     monkeypatch.setattr(Runner, "require_device", lost)
@@ -231,7 +234,7 @@ requests = st.builds(
     width=st.sampled_from([64, 72]),
     height=st.just(64),
     steps=st.integers(1, 5),
-    guidance_scale=st.sampled_from([1.0, 4.0]),
+    scale=st.sampled_from([1.0, 4.0]),
     sampler=st.sampled_from(sorted(SOLVERS)),
     schedule=st.just("default"),
     num_images=st.integers(1, 3),
@@ -239,6 +242,7 @@ requests = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     jobs=st.lists(st.tuples(requests, st.booleans(), st.floats(0, 0.05)), min_size=1, max_size=6),
@@ -247,7 +251,7 @@ requests = st.builds(
 def test_whatever_arrives_and_leaves_each_picture_is_as_if_alone(
     tiny_model: StableDiffusion, jobs: list[tuple[Request, bool, float]], max_batch: int
 ) -> None:
-    engine, alone = Engine(tiny_model, max_batch), Engine(tiny_model, max_batch=1)
+    engine, alone = Engine([tiny_model], max_batch), Engine([tiny_model], max_batch=1)
     submitted = []
     for request, cancelled, wait in jobs:
         if request.image is not None:
@@ -268,7 +272,7 @@ def test_whatever_arrives_and_leaves_each_picture_is_as_if_alone(
 
 
 def test_close_draws_what_was_submitted_before(tiny_model: StableDiffusion) -> None:
-    engine = Engine(tiny_model, max_batch=4)
+    engine = Engine([tiny_model], max_batch=4)
     futures = [engine.submit(replace(REQUEST, seed=seed)) for seed in range(3)]
     engine.close()
     assert all(future.done() and future.result().images for future in futures)
@@ -285,8 +289,8 @@ def test_warming_up_draws_with_a_small_model(engine: Engine, monkeypatch: pytest
 def test_warming_up_a_large_model_on_a_cpu_only_reads_a_prompt(
     tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(replace(tiny_model, info=replace(tiny_model.info, native_size=512)), max_batch=4)
-    monkeypatch.setattr(engine, "submit", lambda request: pytest.fail("a full-size picture was drawn"))
+    engine = Engine([replace(tiny_model, info=replace(tiny_model.info, native_size=512))], max_batch=4)
+    monkeypatch.setattr(UNet, "forward", lambda *_: pytest.fail("a full-size image was generated"))
     engine.warm_up()
     engine.close()
 
@@ -302,7 +306,7 @@ def test_a_picture_in_tiles_says_so(engine: Engine, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(VAE, "decode", for_a_tile)
     parts = engine.submit(request).result()
-    assert whole.warnings == [] and parts.warnings == [TILED]
+    assert whole.warnings == [] and parts.warnings == [TILED.format("decode")]
     assert parts.images[0].shape == whole.images[0].shape
     assert np.corrcoef(parts.images[0].ravel(), whole.images[0].ravel())[0, 1] > 0.9
 
@@ -311,8 +315,9 @@ def test_a_picture_in_tiles_says_so(engine: Engine, monkeypatch: pytest.MonkeyPa
 def test_half_precision_draws_nearly_the_same(
     tiny_model: StableDiffusion, tiny_checkpoint: Path, engine: Engine, dtype: str
 ) -> None:
-    half = Engine(StableDiffusion.load(tiny_checkpoint, tiny_checkpoint.parent, "cpu", dtype), max_batch=4)
-    assert half.model.networks.unet.dtype != torch.float32
+    model = StableDiffusion.load(tiny_checkpoint, tiny_checkpoint.parent, "cpu", dtype)
+    half = Engine([model], max_batch=4)
+    assert model.networks.unet.dtype != torch.float32
     request = replace(REQUEST, steps=4, sampler="dpmpp_2m")
     exact, rough = (side.submit(request).result().images[0].astype(float) for side in (engine, half))
     half.close()
@@ -321,7 +326,7 @@ def test_half_precision_draws_nearly_the_same(
 
 @pytest.mark.gpu
 def test_a_gpu_draws_the_cpus_picture(tiny_checkpoint: Path, engine: Engine) -> None:
-    gpu = Engine(StableDiffusion.load(tiny_checkpoint, tiny_checkpoint.parent, "cuda", "fp32"), max_batch=4)
+    gpu = Engine([StableDiffusion.load(tiny_checkpoint, tiny_checkpoint.parent, "cuda", "fp32")], max_batch=4)
     gpu.warm_up()
     ours, theirs = (side.submit(REQUEST).result().images[0].astype(float) for side in (engine, gpu))
     gpu.close()

@@ -3,15 +3,15 @@
 import copy
 import logging
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from sd_core.engine import graphs
-from sd_core.engine.graphs import BUCKETS, MOST_GRAPHS, Bucket, CUDACapture, GraphedUNet, Replay
-from sd_core.models.unet import Contexts, UNet, UNetConfig, UNetStep
+from sd_core.engine.graphs import BUCKETS, MAX_GRAPHS, Bucket, CUDACapture, GraphedUNet, Replay
+from sd_core.models.given import Given
+from sd_core.models.unet import UNet, UNetConfig, UNetStep
 
 CONFIG = UNetConfig(channels=(32, 64), num_res_blocks=1, attention_levels=(0,), context_dim=32)
 
@@ -58,8 +58,8 @@ def test_a_graph_answers_as_the_network_does(unet: UNet, pictures: list[int]) ->
     with torch.inference_mode():
         for seed in range(4):  # plainly, captured, and twice more with other inputs and prompts
             latents, timesteps, context, rows = forward(pictures, seed=seed)
-            expected = unet(latents, timesteps, unet.read(context, rows))
-            answer = graphed(latents, timesteps, graphed.read(context, rows))
+            expected = unet(latents, timesteps, unet.given(context, rows))
+            answer = graphed(latents, timesteps, unet.given(context, rows))
             torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
             assert capture.captured == min(seed, 1)
 
@@ -71,8 +71,8 @@ def test_a_graph_serves_smaller_forwards_and_forgets_those_before(unet: UNet) ->
     with torch.inference_mode():
         for seed, pictures in enumerate(mixes):
             latents, timesteps, context, rows = forward(pictures, seed=seed)
-            expected = unet(latents, timesteps, unet.read(context, rows))
-            answer = graphed(latents, timesteps, graphed.read(context, rows))
+            expected = unet(latents, timesteps, unet.given(context, rows))
+            answer = graphed(latents, timesteps, unet.given(context, rows))
             torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
     assert capture.captured == 1
 
@@ -80,40 +80,51 @@ def test_a_graph_serves_smaller_forwards_and_forgets_those_before(unet: UNet) ->
 def test_an_answer_is_no_longer_the_graphs_memory(unet: UNet) -> None:
     graphed = GraphedUNet(unet, {}, Repeats())
     latents, timesteps, context, rows = forward([2])
-    contexts = graphed.read(context, rows)
-    graphed(latents, timesteps, contexts)
-    first = graphed(latents, timesteps, contexts)
+    given = unet.given(context, rows)
+    graphed(latents, timesteps, given)
+    first = graphed(latents, timesteps, given)
     kept = first.clone()
-    graphed(latents + 1, timesteps, contexts)
+    graphed(latents + 1, timesteps, given)
     assert torch.equal(first, kept)
 
 
 def test_prompts_that_stay_are_copied_once(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads = 0
-    load = graphs._Graph._load_contexts
+    flattened, flatten = list[int](), UNetStep.flatten
 
-    def counted(self: Any, contexts: Contexts) -> None:
-        nonlocal loads
-        loads += 1
-        load(self, contexts)
+    def counted(self: UNetStep, given: Given) -> list[Tensor]:
+        flattened.append(1)
+        return flatten(self, given)
 
-    monkeypatch.setattr(graphs._Graph, "_load_contexts", counted)
     graphed = GraphedUNet(unet, {}, Repeats())
     latents, timesteps, context, rows = forward([2])
-    contexts = graphed.read(context, rows)
-    for _ in range(5):
-        graphed(latents, timesteps, contexts)
-    assert loads == 1
-    graphed(latents, timesteps, graphed.read(context, rows))
-    assert loads == 2
+    given = unet.given(context, rows)
+    for _ in range(2):
+        graphed(latents, timesteps, given)
+    monkeypatch.setattr(UNetStep, "flatten", counted)
+    for _ in range(3):
+        graphed(latents, timesteps, given)
+    assert flattened == []
+    graphed(latents, timesteps, unet.given(context, rows))
+    assert flattened == [1]
+
+
+def test_adapters_and_padding_run_without_a_graph(unet: UNet) -> None:
+    capture = Repeats()
+    graphed = GraphedUNet(unet, {}, capture)
+    latents, timesteps, context, rows = forward([2])
+    plain = unet.given(context, rows)
+    adapted = replace(plain, adapters={"out.2": lambda _x, out: out + 1})
+    for _ in range(3):
+        torch.testing.assert_close(graphed(latents, timesteps, adapted), unet(latents, timesteps, plain) + 1)
+    assert capture.captured == 0
 
 
 def test_a_bucket_holds_its_forward_and_wastes_at_most_a_third() -> None:
     for prompts in range(1, BUCKETS[-1] + 1):
         for pictures in range((prompts + 1) // 2, prompts + 1):
             rows = None if pictures == prompts else torch.zeros(prompts, dtype=torch.long)
-            contexts = Contexts(((torch.empty(prompts, 77, 1), torch.empty(prompts, 77, 1)),), rows)
-            bucket = Bucket.of(torch.empty(pictures, 4, 8, 6), contexts)
+            given = Given({"attn2": (torch.empty(prompts, 77, 1), torch.empty(prompts, 77, 1))}, rows)
+            bucket = Bucket.of(torch.empty(pictures, 4, 8, 6), given)
             assert bucket is not None
             assert (bucket.height, bucket.width, bucket.tokens) == (8, 6, 77)
             assert prompts <= bucket.rows <= 1.5 * prompts
@@ -128,7 +139,7 @@ def test_more_rows_than_any_bucket_run_plainly(unet: UNet) -> None:
     graphed = GraphedUNet(unet, {}, capture)
     latents, timesteps, context, rows = forward([1] * 33, side=4)
     for _ in range(2):
-        graphed(latents, timesteps, graphed.read(context, rows))
+        graphed(latents, timesteps, unet.given(context, rows))
     assert capture.captured == 0
 
 
@@ -139,19 +150,19 @@ def test_the_graphs_that_rest_longest_are_forgotten(unet: UNet) -> None:
     def twice(side: int) -> None:
         latents, timesteps, context, rows = forward([1], side)
         for _ in range(2):
-            graphed(latents, timesteps, graphed.read(context, rows))
+            graphed(latents, timesteps, unet.given(context, rows))
 
     twice(4)
-    for side in range(5, 5 + MOST_GRAPHS):
+    for side in range(5, 5 + MAX_GRAPHS):
         twice(side)
-    assert capture.captured == 1 + MOST_GRAPHS
-    twice(4 + MOST_GRAPHS)
-    assert capture.captured == 1 + MOST_GRAPHS
+    assert capture.captured == 1 + MAX_GRAPHS
+    twice(4 + MAX_GRAPHS)
+    assert capture.captured == 1 + MAX_GRAPHS
     twice(4)
-    assert capture.captured == 2 + MOST_GRAPHS
+    assert capture.captured == 2 + MAX_GRAPHS
     graphed.clear()
     twice(4)
-    assert capture.captured == 3 + MOST_GRAPHS
+    assert capture.captured == 3 + MAX_GRAPHS
 
 
 def test_where_nothing_can_be_captured_all_run_plainly(unet: UNet, caplog: pytest.LogCaptureFixture) -> None:
@@ -160,10 +171,10 @@ def test_where_nothing_can_be_captured_all_run_plainly(unet: UNet, caplog: pytes
 
     graphed = GraphedUNet(unet, {}, refuse)
     latents, timesteps, context, rows = forward([2])
-    expected = unet(latents, timesteps, unet.read(context, rows))
+    expected = unet(latents, timesteps, unet.given(context, rows))
     with caplog.at_level(logging.WARNING, "sd_core"):
         for _ in range(3):
-            assert torch.equal(graphed(latents, timesteps, graphed.read(context, rows)), expected)
+            assert torch.equal(graphed(latents, timesteps, unet.given(context, rows)), expected)
     assert [record.message for record in caplog.records] == [
         "no CUDA graphs, steps take longer: operation not permitted when stream is capturing"
     ]
@@ -175,10 +186,10 @@ def test_a_lack_of_memory_while_capturing_is_no_reason_to_stop(unet: UNet) -> No
 
     graphed = GraphedUNet(unet, {}, full)
     latents, timesteps, context, rows = forward([2])
-    graphed(latents, timesteps, graphed.read(context, rows))
+    graphed(latents, timesteps, unet.given(context, rows))
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError):
-            graphed(latents, timesteps, graphed.read(context, rows))
+            graphed(latents, timesteps, unet.given(context, rows))
 
 
 def test_a_package_stands_for_the_network_in_its_bucket(unet: UNet) -> None:
@@ -192,8 +203,8 @@ def test_a_package_stands_for_the_network_in_its_bucket(unet: UNet) -> None:
     graphed = GraphedUNet(unet, {Bucket(1, 2, 8, 8, 77): package}, Repeats())
     for pictures in ([2], [1], [2], [1]):
         latents, timesteps, context, rows = forward(pictures)
-        expected = unet(latents, timesteps, unet.read(context, rows))
-        answer = graphed(latents, timesteps, graphed.read(context, rows))
+        expected = unet(latents, timesteps, unet.given(context, rows))
+        answer = graphed(latents, timesteps, unet.given(context, rows))
         torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
     assert called
     assert all(shapes == [(1, 4, 8, 8), (1,), (2,)] for shapes in called)
@@ -207,8 +218,8 @@ def test_packages_graphs_are_captured_before_the_first_job(unet: UNet) -> None:
     assert capture.captured == 2
     for pictures in ([2], [1, 1]):
         latents, timesteps, context, rows = forward(pictures)
-        expected = unet(latents, timesteps, unet.read(context, rows))
-        torch.testing.assert_close(graphed(latents, timesteps, graphed.read(context, rows)), expected)
+        expected = unet(latents, timesteps, unet.given(context, rows))
+        torch.testing.assert_close(graphed(latents, timesteps, unet.given(context, rows)), expected)
     assert capture.captured == 2
 
 
@@ -221,6 +232,6 @@ def test_a_cuda_graph_answers_as_the_network_does(unet: UNet, pictures: list[int
         for seed in range(4):
             latents, timesteps, context, rows = forward(pictures, seed=seed)
             on_device = latents.cuda(), timesteps.cuda()
-            contexts = graphed.read(context.cuda(), None if rows is None else rows.cuda())
-            expected = unet(latents, timesteps, unet.read(context, rows))
-            torch.testing.assert_close(graphed(*on_device, contexts).cpu(), expected, rtol=1e-3, atol=1e-3)
+            given = on_gpu.given(context.cuda(), None if rows is None else rows.cuda())
+            expected = unet(latents, timesteps, unet.given(context, rows))
+            torch.testing.assert_close(graphed(*on_device, given).cpu(), expected, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""A tiny checkpoint of v1.x's layout, as tensors and as files."""
+"""Fixtures that write checkpoint files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., Path]:
-    """Writes tensors as a safetensors file and returns its path."""
+    """A function that writes tensors as a safetensors file and returns its path."""
 
     def save(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
         path = tmp_path / "model.safetensors"
@@ -23,7 +23,7 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def ckpt(tmp_path: Path) -> Callable[..., Path]:
-    """Writes any object as torch.save does and returns the file's path."""
+    """A function that writes any object with torch.save and returns the file's path."""
 
     def save(value: object, *, zipped: bool = True) -> Path:
         path = tmp_path / "model.ckpt"

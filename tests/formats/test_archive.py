@@ -1,4 +1,4 @@
-"""Damaged and hostile files around the pickle, and files of other kinds."""
+"""Damaged and hostile files, apart from their pickles, and files of other kinds."""
 
 import pickle
 import struct
@@ -220,7 +220,7 @@ def test_hand_written_instructions_run_nothing(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"builtins\.open"):
         read_checkpoint(path)
     assert not marker.exists()
-    # The test's own instructions do what they are feared for where a real unpickler reads them.
+    # A real unpickler does run these instructions, so the test can fail.
     pickle.loads(marker_call(marker) + b".").close()
     assert marker.exists()
 
@@ -235,7 +235,7 @@ def test_hand_written_instructions_run_nothing(tmp_path: Path) -> None:
         (b"PK\x03\x04 and nothing more", "incomplete"),
     ],
 )
-def test_files_of_other_kinds_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_other_kinds_of_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "model.ckpt"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=message):

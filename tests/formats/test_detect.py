@@ -1,4 +1,4 @@
-"""The architecture, read from shapes."""
+"""The architecture of a checkpoint, from its shapes and metadata."""
 
 import json
 import random
@@ -25,7 +25,7 @@ def manifest() -> Shapes:
     return {name: tuple(shape) for name, shape in json.loads(MANIFEST.read_text()).items()}
 
 
-def test_the_full_size_networks_hold_exactly_the_public_checkpoints_tensors() -> None:
+def test_the_full_size_networks_have_exactly_the_public_checkpoints_tensors() -> None:
     assert len(manifest()) == 1_130
     assert compare(manifest(), expected_shapes(V15)) == Difference((), (), ())
 
@@ -71,7 +71,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
 
 @settings(max_examples=40, deadline=None)
 @given(architecture=architectures(), seed=st.integers(0, 99))
-def test_every_architecture_is_told_from_its_shapes(architecture: Architecture, seed: int) -> None:
+def test_every_architecture_is_detected_from_its_shapes(architecture: Architecture, seed: int) -> None:
     names = list(expected_shapes(architecture).items())
     random.Random(seed).shuffle(names)
     assert detect(dict(names), {}) == architecture
@@ -83,7 +83,7 @@ def test_names_without_text_model_and_extras_change_nothing(tiny: Architecture) 
     assert detect(shapes, {}) == tiny
 
 
-def test_metadata_says_what_shapes_cannot(tiny: Architecture) -> None:
+def test_metadata_supplies_what_shapes_cannot_show(tiny: Architecture) -> None:
     metadata = {
         "sd_core.native_size": "128",
         "sd_core.num_heads": "4",
@@ -102,7 +102,7 @@ def test_metadata_says_what_shapes_cannot(tiny: Architecture) -> None:
     [
         ({"sd_core.native_size": "big"}, "native_size is 'big'"),
         ({"sd_core.native_size": "-8"}, "native_size is '-8'"),
-        ({"sd_core.native_size": "100"}, "multiples of 8"),
+        ({"sd_core.native_size": "100"}, "a multiple of 8"),
         ({"sd_core.native_size": "9000"}, "from 64 to 2048"),
         ({"sd_core.num_heads": "0"}, "num_heads is '0'"),
         ({"sd_core.num_heads": "٣"}, "num_heads is"),
@@ -110,7 +110,7 @@ def test_metadata_says_what_shapes_cannot(tiny: Architecture) -> None:
         ({"sd_core.text_heads": "5"}, "text encoder's width 32 does not divide into 5 heads"),
         ({"sd_core.scale_factor": "nan"}, "not a positive number"),
         ({"sd_core.scale_factor": "x"}, "not a positive number"),
-        ({"sd_core.prediction_type": "v_prediction"}, "only networks that predict the noise"),
+        ({"sd_core.prediction_type": "sample"}, "prediction_type is 'sample'"),
     ],
 )
 def test_wrong_metadata_is_refused(tiny: Architecture, metadata: dict[str, str], message: str) -> None:
@@ -189,7 +189,7 @@ def test_a_missing_network_is_named(tiny: Architecture, network: str, message: s
         (VAE + "encoder.down.1.block.0.conv1.weight", None, "the VAE lacks"),
     ],
 )
-def test_tensors_that_tell_the_architecture_are_checked(
+def test_tensors_that_determine_the_architecture_are_checked(
     tiny: Architecture, name: str, shape: tuple[int, ...] | None, message: str
 ) -> None:
     shapes = dict(expected_shapes(tiny))
@@ -201,8 +201,8 @@ def test_tensors_that_tell_the_architecture_are_checked(
         detect(shapes, {})
 
 
-def test_no_single_loss_is_a_key_error(tiny: Architecture) -> None:
-    """Whatever tensor is missing, the architecture is told as before or the loss is named."""
+def test_a_missing_tensor_is_never_a_key_error(tiny: Architecture) -> None:
+    """Whatever tensor is missing: the architecture is the same, or the difference is named."""
     whole = expected_shapes(tiny)
     for name in whole:
         shapes = {other: shape for other, shape in whole.items() if other != name}
@@ -213,7 +213,7 @@ def test_no_single_loss_is_a_key_error(tiny: Architecture) -> None:
         assert found == tiny or compare(shapes, expected_shapes(found))
 
 
-def test_endless_lists_are_refused(tiny: Architecture) -> None:
+def test_very_long_module_lists_are_refused(tiny: Architecture) -> None:
     shapes = dict(expected_shapes(tiny))
     shapes |= {f"{TEXT}encoder.layers.{n}.layer_norm1.bias": (32,) for n in range(200)}
     with pytest.raises(ModelError, match="200 entries"):
@@ -226,10 +226,8 @@ def test_a_vae_without_levels_is_named(tiny: Architecture) -> None:
         detect(shapes, {})
 
 
-@pytest.mark.parametrize(
-    ("channels", "message"), [(9, "an inpainting checkpoint"), (8, "cannot be drawn with"), (4, None)]
-)
-def test_only_plain_latents_can_be_drawn(channels: int, message: str | None) -> None:
+@pytest.mark.parametrize(("channels", "message"), [(9, "an inpainting checkpoint"), (8, "is not supported"), (4, None)])
+def test_only_unets_of_plain_latents_are_supported(channels: int, message: str | None) -> None:
     architecture = Architecture(CLIPConfig(), UNetConfig(in_channels=channels), VAEConfig())
     if message is None:
         require_drawable(architecture)

@@ -1,4 +1,4 @@
-"""The names of a checkpoint."""
+"""The tensor names of a checkpoint."""
 
 import pytest
 
@@ -33,18 +33,27 @@ UNET = "model.diffusion_model.input_blocks.1.0.in_layers.0.weight"
         "cond_stage_model.transformer.text_model.embeddings.position_ids",
         "cond_stage_model.transformer.embeddings.position_ids",
         "cond_stage_model.transformer.text_projection.weight",
+        "v_pred",
+        "ztsnr",
     ],
 )
-def test_what_training_leaves_is_extra(name: str) -> None:
+def test_leftovers_of_training_are_extras(name: str) -> None:
     assert is_extra(name)
     assert not is_weight(name)
 
 
 @pytest.mark.parametrize(
     "name",
-    [UNET, "first_stage_model.quant_conv.bias", "betas.weight", "model.diffusion_model.betas", "alphas_cumprod\n"],
+    [
+        UNET,
+        "first_stage_model.quant_conv.bias",
+        "betas.weight",
+        "model.diffusion_model.betas",
+        "alphas_cumprod\n",
+        "ztsnr2",
+    ],
 )
-def test_what_a_network_may_hold_is_no_extra(name: str) -> None:
+def test_possible_weights_are_not_extras(name: str) -> None:
     assert not is_extra(name)
 
 
@@ -57,11 +66,11 @@ def test_both_spellings_of_the_text_encoder_become_one() -> None:
         canonical_names([old, new])
 
 
-def test_ema_names_lack_their_dots() -> None:
+def test_ema_names_have_no_dots() -> None:
     assert ema_name(UNET) == "model_ema.diffusion_modelinput_blocks10in_layers0weight"
 
 
-def test_a_vae_stands_alone_or_in_a_checkpoint() -> None:
+def test_a_vae_is_found_alone_or_in_a_checkpoint() -> None:
     prefixed = "first_stage_model.encoder.conv_in.weight"
     assert vae_names(["encoder.conv_in.weight", "loss.logvar"]) == {prefixed: "encoder.conv_in.weight"}
     assert vae_names([prefixed, UNET, "first_stage_model.loss.logvar"]) == {prefixed: prefixed}

@@ -1,6 +1,7 @@
 import torch
 
 from sd_core.models.clip import CLIPTextEncoder
+from sd_core.models.given import NOTHING, Given
 
 
 def test_a_token_changes_its_own_and_later_states_only(text_encoder: CLIPTextEncoder) -> None:
@@ -22,3 +23,27 @@ def test_states_have_the_dtype_of_the_weights(text_encoder: CLIPTextEncoder) -> 
     states = text_encoder.to(torch.bfloat16)(torch.zeros(1, 77, dtype=torch.long))
     assert states.dtype == text_encoder.dtype == torch.bfloat16
     assert states.shape == (1, 77, text_encoder.config.width)
+
+
+def test_vectors_are_taken_as_the_ids_that_they_stand_for(text_encoder: CLIPTextEncoder) -> None:
+    ids = torch.arange(2 * 77).reshape(2, 77) % text_encoder.config.vocab_size
+    vectors = text_encoder.text_model.embeddings.token_embedding(ids)
+    torch.testing.assert_close(text_encoder(vectors), text_encoder(ids))
+
+
+def test_it_stops_before_the_layers_to_skip_and_normalizes(text_encoder: CLIPTextEncoder) -> None:
+    ids = torch.arange(77)[None]
+    model = text_encoder.text_model
+    x = model.embeddings(ids)
+    for layer in list(model.encoder.layers)[:-1]:
+        x = layer(x, NOTHING)
+    torch.testing.assert_close(text_encoder(ids, skip=1), model.final_layer_norm(x))
+    assert not torch.allclose(text_encoder(ids, skip=1), text_encoder(ids))
+
+
+def test_every_layer_finds_its_adapter_by_its_name(text_encoder: CLIPTextEncoder) -> None:
+    ids, plain = torch.arange(77)[None], text_encoder(torch.arange(77)[None])
+    for name, layer in text_encoder.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            adapted = text_encoder(ids, given=Given(adapters={name: lambda _x, out: out + 1}))
+            assert not torch.allclose(adapted, plain) or name.endswith("k_proj"), name

@@ -1,75 +1,139 @@
 import pytest
 import torch
+from torch import Tensor
 
+from sd_core.models.given import Given
 from sd_core.models.unet import UNet
 from tests.support.random_weights import TINY
 
 CONTEXT = TINY.unet.context_dim
 
 
+def predict(unet: UNet, latents: Tensor, timesteps: Tensor, states: Tensor, rows: Tensor | None = None) -> Tensor:
+    output: Tensor = unet(latents, timesteps, unet.given(states, rows))
+    return output
+
+
 @pytest.mark.parametrize("height", [8, 9, 15])
 @pytest.mark.parametrize("width", [1, 12, 17])
 def test_any_size_comes_back(unet: UNet, height: int, width: int) -> None:
-    eps = unet(torch.randn(1, 4, height, width), torch.tensor([500.0]), torch.randn(1, 77, CONTEXT))
-    assert eps.shape == (1, 4, height, width)
-    assert eps.isfinite().all()
+    output = predict(unet, torch.randn(1, 4, height, width), torch.tensor([500.0]), torch.randn(1, 77, CONTEXT))
+    assert output.shape == (1, 4, height, width)
+    assert output.isfinite().all()
 
 
 def test_rows_know_nothing_of_each_other(unet: UNet) -> None:
     """A row alone equals the same row beside others that are at other timesteps with other prompts."""
-    latents, context = torch.randn(3, 4, 8, 8), torch.randn(3, 77, CONTEXT)
+    latents, states = torch.randn(3, 4, 8, 8), torch.randn(3, 77, CONTEXT)
     timesteps = torch.tensor([999.0, 421.37, 0.0])
-    together = unet(latents, timesteps, context)
+    together = predict(unet, latents, timesteps, states)
     for row in range(3):
-        alone = unet(latents[row : row + 1], timesteps[row : row + 1], context[row : row + 1])
+        alone = predict(unet, latents[row : row + 1], timesteps[row : row + 1], states[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("argument", ["latents", "timesteps", "context"])
-def test_eps_depends_on_every_argument(unet: UNet, argument: str) -> None:
-    given = {
+@pytest.mark.parametrize("argument", ["latents", "timesteps", "states"])
+def test_the_output_depends_on_every_argument(unet: UNet, argument: str) -> None:
+    arguments = {
         "latents": torch.randn(1, 4, 8, 8),
         "timesteps": torch.tensor([500.0]),
-        "context": torch.randn(1, 77, CONTEXT),
+        "states": torch.randn(1, 77, CONTEXT),
     }
-    other = {**given, argument: given[argument] + 1}
-    assert (unet(*given.values()) - unet(*other.values())).abs().max() > 0.01
+    other = {**arguments, argument: arguments[argument] + 1}
+    assert (predict(unet, **arguments) - predict(unet, **other)).abs().max() > 0.01
 
 
 def test_half_precision_weights_keep_float32_latents_and_timesteps(unet: UNet) -> None:
     """In bfloat16, timesteps 998 and 1000 would be one number and 999 none."""
     unet.to(torch.bfloat16)
-    latents, context = torch.randn(1, 4, 8, 8), torch.randn(1, 77, CONTEXT)
-    near, far = (unet(latents, torch.tensor([timestep]), context) for timestep in (999.0, 1000.0))
+    latents, states = torch.randn(1, 4, 8, 8), torch.randn(1, 77, CONTEXT)
+    near, far = (predict(unet, latents, torch.tensor([timestep]), states) for timestep in (999.0, 1000.0))
     assert near.dtype == torch.float32
     assert not torch.equal(near, far)
 
 
 def test_half_precision_is_near_full_precision(unet: UNet) -> None:
     arguments = torch.randn(2, 4, 8, 8), torch.tensor([999.0, 17.0]), torch.randn(2, 77, CONTEXT)
-    full = unet(*arguments)
-    error = unet.to(torch.bfloat16)(*arguments) - full
+    full = predict(unet, *arguments)
+    error = predict(unet.to(torch.bfloat16), *arguments) - full
     assert 0 < error.std() < 0.1 * full.std()
 
 
-def test_an_argument_is_not_changed(unet: UNet) -> None:
+def test_arguments_are_not_changed(unet: UNet) -> None:
     arguments = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, CONTEXT)
     copies = [argument.clone() for argument in arguments]
-    unet(*arguments)
+    predict(unet, *arguments)
     assert all(torch.equal(argument, copy) for argument, copy in zip(arguments, copies, strict=True))
 
 
-def test_prompts_of_one_picture_share_what_comes_before_them(unet: UNet) -> None:
-    """Two guided pictures and one without guidance between them, beside the same rows written out."""
-    latents, context = torch.randn(3, 4, 9, 7), torch.randn(5, 77, CONTEXT)
-    timesteps, rows = torch.tensor([999.0, 421.37, 3.0]), torch.tensor([0, 0, 1, 2, 2])
-    shared = unet(latents, timesteps, unet.read(context, rows))
-    torch.testing.assert_close(shared, unet(latents[rows], timesteps[rows], context), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("rows", [[0, 0, 1, 2, 2], [2, 0, 1], [1, 1, 1], [0]], ids=str)
+def test_rows_of_one_input_share_what_comes_before_their_prompts(unet: UNet, rows: list[int]) -> None:
+    """Whatever their order and number, also as many rows as inputs in another order; beside the rows written out."""
+    image_of_row = torch.tensor(rows)
+    latents, states = torch.randn(3, 4, 9, 7), torch.randn(len(rows), 77, CONTEXT)
+    timesteps = torch.tensor([999.0, 421.37, 3.0])
+    shared = predict(unet, latents, timesteps, states, image_of_row)
+    written_out = predict(unet, latents[image_of_row], timesteps[image_of_row], states)
+    torch.testing.assert_close(shared, written_out, rtol=1e-4, atol=1e-4)
 
 
 def test_what_was_read_of_prompts_serves_every_step(unet: UNet) -> None:
-    context = torch.randn(2, 77, CONTEXT)
-    contexts = unet.read(context)
+    states = torch.randn(2, 77, CONTEXT)
+    given = unet.given(states)
     for timestep in (900.0, 20.0):
         latents, timesteps = torch.randn(2, 4, 8, 8), torch.full((2,), timestep)
-        assert torch.equal(unet(latents, timesteps, contexts), unet(latents, timesteps, context))
+        assert torch.equal(unet(latents, timesteps, given), predict(unet, latents, timesteps, states))
+
+
+def test_each_attention_finds_its_keys_and_values_by_its_name(unet: UNet) -> None:
+    """In whatever order they are given, and each its own: exchanging those of two layers changes the output."""
+    latents, timesteps, states = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, CONTEXT)
+    given = unet.given(states)
+    names = list(given.keys_values)
+    assert all(name.endswith("attn2") for name in names)
+    expected = unet(latents, timesteps, given)
+    backwards = Given({name: given.keys_values[name] for name in reversed(names)})
+    assert torch.equal(unet(latents, timesteps, backwards), expected)
+    by_shape: dict[torch.Size, list[str]] = {}
+    for name in names:
+        by_shape.setdefault(given.keys_values[name][0].shape, []).append(name)
+    first, second = next(found for found in by_shape.values() if len(found) > 1)[:2]
+    read = dict(given.keys_values)
+    read[first], read[second] = read[second], read[first]
+    assert not torch.allclose(unet(latents, timesteps, Given(read)), expected)
+
+
+def test_every_layer_finds_its_adapter_by_its_name(unet: UNet) -> None:
+    """An adapter that adds what a changed weight would add, on each layer in turn."""
+    latents, timesteps, states = torch.randn(2, 4, 8, 8), torch.tensor([500.0, 3.0]), torch.randn(2, 77, CONTEXT)
+    plain = unet.given(states)
+    seen: list[str] = []
+    for name, layer in unet.named_modules():
+        if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            continue
+
+        def note(_x: Tensor, out: Tensor, name: str = name) -> Tensor:
+            seen.append(name)
+            return out
+
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            unet.read(states, Given(adapters={name: note}))
+        else:
+            unet(latents, timesteps, Given(plain.keys_values, adapters={name: note}))
+        assert seen[-1:] == [name], name
+    assert len(seen) == len(set(seen))
+
+
+def test_every_wide_convolution_finds_its_padding_by_its_name(unet: UNet) -> None:
+    """With circular padding everywhere, rolling the latents rolls the output: it has no border."""
+    latents, timesteps, states = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 77, CONTEXT)
+    plain = unet.given(states)
+    expected = unet(latents, timesteps, plain)
+    convolutions = {name: layer for name, layer in unet.named_modules() if isinstance(layer, torch.nn.Conv2d)}
+    wide = [name for name, layer in convolutions.items() if layer.padding != (0, 0)]
+    for name in wide:
+        given = Given(plain.keys_values, padding={name: "circular"})
+        assert not torch.allclose(unet(latents, timesteps, given), expected)
+    everywhere = Given(plain.keys_values, padding=dict.fromkeys(wide, "circular"))
+    rolled = unet(latents.roll(8, 3), timesteps, everywhere)
+    torch.testing.assert_close(rolled, unet(latents, timesteps, everywhere).roll(8, 3), rtol=1e-3, atol=1e-3)

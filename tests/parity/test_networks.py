@@ -99,7 +99,7 @@ def unet_difference(pair: Pair, height: int, width: int, timesteps: tuple[float,
     context = normal(len(timesteps), 77, config.context_dim, seed=1)
     reference = pair.unet(latents, times, context).sample
     assert 0.3 < reference.std() < 3, "these weights would hide mistakes: eps should have unit size"
-    return difference(pair.ours.unet(latents, times, context), reference)
+    return difference(pair.ours.unet(latents, times, pair.ours.unet.given(context)), reference)
 
 
 @torch.inference_mode()
@@ -174,7 +174,7 @@ def exact_gelu(pair: Pair) -> float:
     """The text encoder's GELU as newer CLIPs have it."""
     for mlp in pair.ours.text_encoder.modules():
         if isinstance(mlp, MLP):
-            mlp.forward = lambda x, mlp=mlp: mlp.fc2(F.gelu(mlp.fc1(x)))  # type: ignore[method-assign, misc]
+            mlp.forward = lambda x, add, _given, mlp=mlp: mlp.fc2(F.gelu(mlp.fc1(x)), add)  # type: ignore[assignment, misc]
     return text_difference(pair)
 
 
@@ -182,14 +182,14 @@ def shifted_timesteps(pair: Pair) -> float:
     """Timesteps that are rounded on the way, or one beside the right one."""
     unet = pair.ours.unet
     forward = unet.forward
-    unet.forward = lambda x, timesteps, context: forward(x, timesteps.round(), context)  # type: ignore[method-assign]
+    unet.forward = lambda x, timesteps, given: forward(x, timesteps.round(), given)  # type: ignore[method-assign]
     return unet_difference(pair, 8, 8, (421.37, 421.37))
 
 
 def one_timestep_for_all_rows(pair: Pair) -> float:
     unet = pair.ours.unet
     forward = unet.forward
-    unet.forward = lambda x, timesteps, context: forward(x, timesteps[:1], context)  # type: ignore[method-assign]
+    unet.forward = lambda x, timesteps, given: forward(x, timesteps[:1], given)  # type: ignore[method-assign]
     return unet_difference(pair, 8, 8, (981.0, 1.0))
 
 

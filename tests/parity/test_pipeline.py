@@ -4,6 +4,7 @@ diffusers is configured as `reference_schedulers` says, and handed the noise tha
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from sd_core.formats.detect import Architecture
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 from sd_core.sampling.registry import SOLVERS
+from sd_core.sampling.schedule import v1_schedule
+from tests.support.pictures import psnr
 from tests.support.random_weights import FULL, TINY, write_checkpoint
 from tests.support.reference import reference_pipeline
-from tests.support.reference_schedulers import reference_scheduler
+from tests.support.reference_schedulers import as_reference, reference_scheduler
 from tests.support.tokenizer_files import clip_merges, write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
@@ -38,7 +41,7 @@ class Side:
         path = directory / "random.safetensors"
         write_checkpoint(path, architecture, torch.float32)
         write_tokenizer(directory, merges)
-        self.engine = Engine(StableDiffusion.load(path, directory, "cpu", "fp32"), max_batch=4)
+        self.engine = Engine([StableDiffusion.load(path, directory, "cpu", "fp32")], max_batch=4)
         self.weights = load_file(path)
         path.unlink()
 
@@ -63,22 +66,15 @@ class Side:
             shape = (1, 4, request.height // 8, request.width // 8)
             noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
             # The pipeline multiplies by its scheduler's init_noise_sigma; k-diffusion begins at noise x sigma_max.
-            sigma = SOLVERS[request.sampler].schedules[request.schedule](request.steps)[0]
-            start = SOLVERS[request.sampler].noised(None, noise, sigma)
-            if request.sampler == "dpmpp_2m":
-                start = start / (1 + sigma**2) ** 0.5
+            solver = SOLVERS[request.sampler]
+            sigma = solver.grid(request.schedule, v1_schedule(), request.steps)[0]
+            start = as_reference(request.sampler, solver.noised(None, noise, sigma), sigma)
             arguments |= {"height": request.height, "width": request.width}
             arguments["latents"] = start / scheduler.init_noise_sigma
         else:
             arguments |= {"image": Image.fromarray(request.image), "strength": request.strength}
         with torch.inference_mode():
             return [np.asarray(picture) for picture in pipe(**arguments).images]
-
-
-def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape
-    error = np.square(ours.astype(np.float64) - theirs.astype(np.float64)).mean()
-    return float(10 * np.log10(255**2 / error)) if error else 99.0
 
 
 def assert_equal_pictures(side: Side, request: Request) -> None:
@@ -98,36 +94,40 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
 
 @pytest.mark.parametrize(("solver", "schedule"), EVERY_SAMPLER)
 def test_text_to_image(tiny: Side, solver: str, schedule: str) -> None:
-    request = Request("a cat", 3, 64, 64, negative_prompt="blurred", steps=4, sampler=solver, schedule=schedule)
+    request = Request(
+        "a cat", seed=3, width=64, height=64, negative_prompt="blurred", steps=4, sampler=solver, schedule=schedule
+    )
     assert_equal_pictures(tiny, request)
 
 
 @pytest.mark.parametrize(("solver", "schedule"), EVERY_SAMPLER)
 def test_image_to_image(tiny: Side, solver: str, schedule: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    request = Request("a cat", 4, 64, 64, steps=5, sampler=solver, schedule=schedule, image=image, strength=0.65)
+    request = Request(
+        "a cat", seed=4, width=64, height=64, steps=5, sampler=solver, schedule=schedule, image=image, strength=0.65
+    )
     assert_equal_pictures(tiny, request)
 
 
 @pytest.mark.parametrize("sampler", ["euler_a", "ddim"])
 def test_several_pictures_of_an_odd_size(tiny: Side, sampler: str) -> None:
-    request = Request("a cat", 5, 136, 72, steps=3, num_images=3, sampler=sampler, schedule="default")
+    request = Request("a cat", seed=5, width=136, height=72, steps=3, num_images=3, sampler=sampler, schedule="default")
     assert_equal_pictures(tiny, request)
 
 
 def test_several_pictures_from_one_of_an_odd_size(tiny: Side) -> None:
     image = np.random.default_rng(1).integers(0, 256, (136, 72, 3), dtype=np.uint8)
-    request = Request("a cat", 6, 72, 136, steps=4, num_images=2, sampler="ddpm", schedule="default")
-    assert_equal_pictures(tiny, Request(**{**vars(request), "image": image, "strength": 1.0}))
+    request = Request("a cat", seed=6, width=72, height=136, steps=4, num_images=2, sampler="ddpm", schedule="default")
+    assert_equal_pictures(tiny, replace(request, image=image, strength=1.0))
 
 
 def test_without_guidance(tiny: Side) -> None:
-    request = Request("a cat", 7, 64, 64, steps=3, guidance_scale=1.0, sampler="heun", schedule="default")
+    request = Request("a cat", seed=7, width=64, height=64, steps=3, scale=1.0, sampler="heun", schedule="default")
     assert_equal_pictures(tiny, request)
 
 
 def test_a_prompt_longer_than_the_encoder(tiny: Side) -> None:
-    request = Request("many words " * 40, 8, 64, 64, steps=2, sampler="euler", schedule="default")
+    request = Request("many words " * 40, seed=8, width=64, height=64, steps=2, sampler="euler", schedule="default")
     assert_equal_pictures(tiny, request)
     warnings = tiny.engine.submit(request).result().warnings
     assert len(warnings) == 1
@@ -139,9 +139,16 @@ def test_full_size(tmp_path: Path) -> None:
     """v1.5's own architecture and tokenizer, on a picture small enough for two cores."""
     side = Side(tmp_path, FULL, clip_merges())
     request = Request(
-        "a lighthouse at dusk", 9, 72, 64, negative_prompt="people", steps=2, sampler="euler_a", schedule="karras"
+        "a lighthouse at dusk",
+        seed=9,
+        width=72,
+        height=64,
+        negative_prompt="people",
+        steps=2,
+        sampler="euler_a",
+        schedule="karras",
     )
     image = np.random.default_rng(2).integers(0, 256, (64, 72, 3), dtype=np.uint8)
     assert_equal_pictures(side, request)
-    assert_equal_pictures(side, Request(**{**vars(request), "image": image, "strength": 0.5}))
+    assert_equal_pictures(side, replace(request, image=image, strength=0.5))
     side.engine.close()

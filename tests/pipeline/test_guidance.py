@@ -1,45 +1,102 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from sd_core.pipeline.conditioning import Conditioning, Constant, Rows
 from sd_core.pipeline.guidance import guided
-from sd_core.work import Conditioning, Sampling, UNetCall, UNetRows
+from sd_core.sampling.denoise import Denoiser
+from sd_core.sampling.schedule import v1_schedule
+from sd_core.work import Call, Context, Prediction, Sampling, UNetWork
+from tests.support.drive import drive
 
-CONDITIONING = Conditioning(positive=torch.ones(1, 3, 2), negative=torch.zeros(1, 3, 2))
+POSITIVE, NEGATIVE = Context("positive", torch.ones(1, 3, 2)), Context("negative", torch.zeros(1, 3, 2))
 LATENTS = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+DENOISER = Denoiser(v1_schedule())
+SIGMAS = (10.0, 0.3)
+BOTH = Constant(POSITIVE, NEGATIVE)
 
 
-def two_calls() -> Sampling:
-    first = yield UNetCall(LATENTS, 900.0, 10.0, 0)
-    second = yield UNetCall(first, 100.0, 0.3, 1)
-    return second
+def run(
+    scale: float,
+    answer: Tensor,
+    *,
+    reads_uncond: bool = False,
+    denoiser: Denoiser = DENOISER,
+    conditioning: Conditioning = BOTH,
+) -> tuple[list[UNetWork], list[Prediction]]:
+    """What a sampler of two calls makes the network see, and what it is told."""
+    predictions: list[Prediction] = []
 
+    def sampler() -> Sampling:
+        for step, sigma in enumerate(SIGMAS):
+            predictions.append((yield Call(LATENTS, sigma, step)))
+        return LATENTS
 
-def run(scale: float, answers: list[Tensor]) -> tuple[list[UNetRows], Tensor]:
-    sampling = guided(two_calls(), CONDITIONING, scale)
-    rows, queue = [next(sampling)], list(answers)
-    while True:
-        try:
-            rows.append(sampling.send(queue.pop(0)))
-        except StopIteration as stop:
-            return rows, stop.value
+    model: Any = SimpleNamespace(denoiser=denoiser, unet_key="unet")
+    guiding = guided(sampler(), model, conditioning, scale, reads_uncond=reads_uncond)
+    latents, works = drive(guiding, lambda _work: answer)
+    assert torch.equal(latents, LATENTS)
+    return works, predictions
 
 
 def test_two_rows_joined_by_the_scale() -> None:
     negative, positive = torch.full((1, 4, 2, 2), 2.0), torch.full((1, 4, 2, 2), 3.0)
-    rows, end = run(7.5, [torch.cat([negative, positive])] * 2)
-    assert [len(row.context) for row in rows] == [2, 2]
-    assert torch.equal(rows[0].context[0], CONDITIONING.negative[0])
-    assert torch.equal(rows[0].context[1], CONDITIONING.positive[0])
-    assert rows[0].timestep == 900 and rows[1].timestep == 100
-    assert torch.equal(rows[1].latents, negative + 7.5 * (positive - negative))
-    assert torch.equal(end, rows[1].latents)
+    works, predictions = run(7.5, torch.cat([negative, positive]))
+    for work, prediction, sigma in zip(works, predictions, SIGMAS, strict=True):
+        assert work.contexts == (NEGATIVE, POSITIVE) and work.image_of_row == (0, 0)
+        assert torch.equal(work.latents, LATENTS / (1 + sigma**2) ** 0.5)
+        assert work.timestep == v1_schedule().timestep(sigma)
+        torch.testing.assert_close(prediction.x0, LATENTS - sigma * (negative + 7.5 * (positive - negative)))
+        torch.testing.assert_close(prediction.x0_uncond, LATENTS - sigma * negative)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
 def test_one_row_without_guidance(scale: float) -> None:
     answer = torch.full((1, 4, 2, 2), 3.0)
-    rows, end = run(scale, [answer] * 2)
-    assert [len(row.context) for row in rows] == [1, 1]
-    assert torch.equal(rows[0].context, CONDITIONING.positive)
-    assert torch.equal(end, answer)
+    works, predictions = run(scale, answer)
+    assert [work.contexts for work in works] == [(POSITIVE,)] * 2
+    torch.testing.assert_close(predictions[0].x0, LATENTS - 10 * answer)
+    assert torch.equal(predictions[0].x0_uncond, predictions[0].x0)
+
+
+def test_a_sampler_that_reads_the_unconditional_prediction_always_has_both() -> None:
+    negative, positive = torch.full((1, 4, 2, 2), 2.0), torch.full((1, 4, 2, 2), 3.0)
+    works, predictions = run(1.0, torch.cat([negative, positive]), reads_uncond=True)
+    assert [len(work.contexts) for work in works] == [2, 2]
+    torch.testing.assert_close(predictions[0].x0, LATENTS - 10 * positive)
+    torch.testing.assert_close(predictions[0].x0_uncond, LATENTS - 10 * negative)
+
+
+def test_guidance_is_the_same_whatever_the_network_predicts() -> None:
+    """The guided prediction is that of the guided output: the weights of the two rows add up to one."""
+    negative, positive = torch.randn(2, 1, 4, 2, 2, generator=torch.Generator().manual_seed(1)).unbind()
+    denoiser = Denoiser(v1_schedule(), "v_prediction")
+    _, (first, _) = run(5.0, torch.cat([negative, positive]), denoiser=denoiser)
+    alone = [denoiser.x0(LATENTS, SIGMAS[0], output) for output in (negative, positive)]
+    torch.testing.assert_close(first.x0, alone[0] + 5 * (alone[1] - alone[0]))
+
+
+class Changing:
+    """A prompt of its own at the second step, and two with weights at the first."""
+
+    def at(self, call: Call) -> Rows:
+        if call.step == 1:
+            return Rows(((NEGATIVE, 1.0),), POSITIVE)
+        return Rows(((POSITIVE, 0.5), (NEGATIVE, -2.0)), NEGATIVE)
+
+
+def test_prompts_may_change_at_every_step_and_carry_weights() -> None:
+    outputs = torch.tensor([1.0, 4.0, 2.0])[:, None, None, None].expand(-1, 4, 2, 2)
+    works, (first, _) = run(3.0, outputs, conditioning=Changing())
+    assert [work.contexts for work in works] == [(NEGATIVE, POSITIVE, NEGATIVE), (POSITIVE, NEGATIVE)]
+    joined = 1 + 3 * (0.5 * (4 - 1) - 2 * (2 - 1))
+    torch.testing.assert_close(first.x0, LATENTS - 10.0 * joined)
+
+
+def test_several_prompts_are_joined_without_guidance_too() -> None:
+    outputs = torch.tensor([1.0, 4.0, 2.0])[:, None, None, None].expand(-1, 4, 2, 2)
+    _, (first, _) = run(1.0, outputs, conditioning=Changing())
+    torch.testing.assert_close(first.x0, LATENTS - 10.0 * (1 + 0.5 * (4 - 1) - 2 * (2 - 1)))

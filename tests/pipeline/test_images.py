@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from sd_core.errors import NotFinite
-from sd_core.pipeline.images import Drawn, to_pixels
+from sd_core.pipeline.images import PendingImage, to_pixels
 
 
 def drawn(pixels: torch.Tensor) -> np.ndarray:
-    return Drawn(pixels).image()
+    return PendingImage(pixels).wait()
 
 
 def test_there_and_back_is_exact_for_every_level() -> None:

@@ -1,65 +1,91 @@
 import math
 
 import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from sd_core.sampling.schedule import (
+    ZERO_SNR_ALPHA,
+    NoiseSchedule,
+    SigmasOf,
     ddim_sigmas,
     ddpm_sigmas,
     karras_sigmas,
-    tail,
     uniform_sigmas,
     v1_schedule,
 )
 
+V1 = v1_schedule()
+HALF = NoiseSchedule(V1.alphas_cumprod[:500], V1.sigmas[:500], V1.log_sigmas[:500])
+"""Another model's noise: v1's up to timestep 499."""
+
 
 def test_the_trained_ends_of_the_schedule() -> None:
-    schedule = v1_schedule()
-    assert len(schedule.sigmas) == 1000
+    assert len(V1.sigmas) == 1000
     # The values that every v1 tool prints: sigma_min 0.0292, sigma_max 14.6146, last alphas_cumprod 0.00466.
-    assert schedule.sigmas[0] == pytest.approx(0.0291675, rel=1e-4)
-    assert schedule.sigmas[-1] == pytest.approx(14.6146, rel=1e-5)
-    assert schedule.alphas_cumprod[-1] == pytest.approx(0.0046601, rel=1e-4)
+    assert V1.sigmas[0] == pytest.approx(0.0291675, rel=1e-4)
+    assert V1.sigmas[-1] == pytest.approx(14.6146, rel=1e-5)
+    assert V1.alphas_cumprod[-1] == pytest.approx(0.0046601, rel=1e-4)
+
+
+def test_zero_terminal_snr_is_diffusers_rescaling_with_a_finite_end() -> None:
+    rescaled = v1_schedule(zero_terminal_snr=True)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    expected = torch.cumprod(1 - rescale_zero_terminal_snr(betas), 0)
+    assert expected[-1] == 0
+    torch.testing.assert_close(
+        torch.tensor(rescaled.alphas_cumprod[:-1], dtype=torch.float64), expected[:-1], rtol=1e-9, atol=0
+    )
+    assert rescaled.alphas_cumprod[-1] == ZERO_SNR_ALPHA
+    assert rescaled.sigmas[-1] == pytest.approx(4518.77, rel=1e-5)
+    assert rescaled.sigmas[0] == pytest.approx(V1.sigmas[0])
 
 
 @pytest.mark.parametrize("timestep", [0, 0.25, 1, 333.0, 500.5, 998.75, 999])
-def test_timestep_is_the_inverse_of_sigma(timestep: float) -> None:
-    schedule = v1_schedule()
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_timestep_is_the_inverse_of_sigma(timestep: float, zero_terminal_snr: bool) -> None:
+    schedule = v1_schedule(zero_terminal_snr=zero_terminal_snr)
     assert schedule.timestep(schedule.sigma(timestep)) == pytest.approx(timestep, abs=1e-6)
 
 
-def test_timestep_stays_within_what_was_trained() -> None:
-    assert v1_schedule().timestep(1e-6) == 0
-    assert v1_schedule().timestep(1e3) == 999
+def test_timestep_stays_within_the_trained_ones() -> None:
+    assert V1.timestep(1e-6) == 0
+    assert V1.timestep(1e3) == 999
+    assert HALF.timestep(1e3) == 499
 
 
 def test_sigma_between_trained_timesteps_is_log_linear() -> None:
-    schedule = v1_schedule()
-    assert schedule.sigma(10.5) == pytest.approx(math.sqrt(schedule.sigmas[10] * schedule.sigmas[11]))
+    assert V1.sigma(10.5) == pytest.approx(math.sqrt(V1.sigmas[10] * V1.sigmas[11]))
 
 
 def test_uniform_visits_unrounded_timesteps() -> None:
-    timesteps = [v1_schedule().timestep(sigma) for sigma in uniform_sigmas(4)[:-1]]
+    timesteps = [V1.timestep(sigma) for sigma in uniform_sigmas(V1, 4)[:-1]]
     assert timesteps == pytest.approx([999, 666, 333, 0], abs=1e-6)
-    assert uniform_sigmas(4)[-1] == 0
+    assert uniform_sigmas(V1, 4)[-1] == 0
 
 
-def test_karras_follows_the_papers_formula() -> None:
-    low, high = v1_schedule().sigmas[0], v1_schedule().sigmas[-1]
+@pytest.mark.parametrize("noise_schedule", [V1, HALF], ids=["v1", "half"])
+def test_karras_follows_the_papers_formula(noise_schedule: NoiseSchedule) -> None:
+    low, high = noise_schedule.sigmas[0], noise_schedule.sigmas[-1]
     expected = [(high ** (1 / 7) + i / 4 * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for i in range(5)]
-    assert karras_sigmas(5) == pytest.approx([*expected, 0])
+    assert karras_sigmas(noise_schedule, 5) == pytest.approx([*expected, 0])
 
 
 def test_leading_spacing_has_offset_one_and_its_own_end() -> None:
-    timesteps = [v1_schedule().timestep(sigma) for sigma in ddim_sigmas(4)]
+    timesteps = [V1.timestep(sigma) for sigma in ddim_sigmas(V1, 4)]
     assert timesteps == pytest.approx([751, 501, 251, 1, 0], abs=1e-6)
-    assert ddim_sigmas(4)[-1] == v1_schedule().sigmas[0]
-    assert ddpm_sigmas(4)[:-1] == ddim_sigmas(4)[:-1]
-    assert ddpm_sigmas(4)[-1] == 0
+    assert ddim_sigmas(V1, 4)[-1] == V1.sigmas[0]
+    assert ddpm_sigmas(V1, 4)[:-1] == ddim_sigmas(V1, 4)[:-1]
+    assert ddpm_sigmas(V1, 4)[-1] == 0
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "kept"), [(10, 0.8, 8), (10, 1.0, 10), (10, 0.01, 1), (25, 0.5, 12), (1, 0.3, 1)]
+    ("sigmas_of", "timesteps"),
+    [
+        (uniform_sigmas, [499, 499 * 2 / 3, 499 / 3, 0]),
+        (ddpm_sigmas, [376, 251, 126, 1]),
+        (ddim_sigmas, [376, 251, 126, 1]),
+    ],
 )
-def test_tail_keeps_int_of_steps_times_strength(steps: int, strength: float, kept: int) -> None:
-    sigmas = uniform_sigmas(steps)
-    assert tail(sigmas, strength) == sigmas[-kept - 1 :]
+def test_noise_levels_are_those_of_the_model_that_is_given(sigmas_of: SigmasOf, timesteps: list[float]) -> None:
+    assert [HALF.timestep(sigma) for sigma in sigmas_of(HALF, 4)[:4]] == pytest.approx(timesteps, abs=0.01)

@@ -1,4 +1,4 @@
-"""What the tests of conversions ask of a folder and of the file in it."""
+"""Shared by the tests of conversions: what a folder and a converted file contain."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 Save = Callable[..., Path]
+UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 
 

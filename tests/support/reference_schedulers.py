@@ -16,6 +16,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
+from torch import Tensor
 
 from sd_core.sampling.registry import SOLVERS
 from sd_core.sampling.schedule import v1_schedule
@@ -23,15 +24,17 @@ from tests.support.reference import V1_SCHEDULE
 
 OFFSET = {**V1_SCHEDULE, "steps_offset": 1}  # without it the pipelines warn, whatever the grid
 LEADING = {**OFFSET, "timestep_spacing": "leading", "clip_sample": False}
+VARIANCE_PRESERVING = ("ddpm", "ddim", "dpmpp_2m")
+"""The solvers whose scheduler in diffusers keeps its latents in the variance-preserving space."""
 
 
-def reference_scheduler(solver: str, schedule: str, steps: int) -> Any:
+def reference_scheduler(solver: str, schedule: str, steps: int, prediction_type: str = "epsilon") -> Any:
     """The scheduler that `solver` is compared with, laid out for `steps` steps; it keeps that grid when set again."""
-    scheduler = _scheduler(solver)
+    scheduler = _scheduler(solver, prediction_type)
     scheduler.set_timesteps(steps)
-    if SOLVERS[solver].variance_preserving:
+    if SOLVERS[solver].own_grid is not None:
         return scheduler
-    sigmas = SOLVERS[solver].schedules[schedule](steps)
+    sigmas = SOLVERS[solver].grid(schedule, v1_schedule(), steps)
     grid = torch.tensor(sigmas)
     timesteps = torch.tensor([v1_schedule().timestep(sigma) for sigma in sigmas[:-1]])
     if solver == "heun":  # it lists both calls of a step
@@ -48,18 +51,24 @@ def reference_scheduler(solver: str, schedule: str, steps: int) -> Any:
     return scheduler
 
 
-def _scheduler(solver: str) -> Any:
+def as_reference(solver: str, x: Tensor, sigma: float) -> Tensor:
+    """Latents x = x0 + sigma * noise in the space of the scheduler that `solver` is compared with."""
+    return x / (1 + sigma**2) ** 0.5 if solver in VARIANCE_PRESERVING else x
+
+
+def _scheduler(solver: str, prediction_type: str) -> Any:
+    predicts = {"prediction_type": prediction_type}
     match solver:
         case "ddpm":
-            return DDPMScheduler(**LEADING, variance_type="fixed_small")
+            return DDPMScheduler(**LEADING, **predicts, variance_type="fixed_small")
         case "ddim":
-            return DDIMScheduler(**LEADING, set_alpha_to_one=False)
+            return DDIMScheduler(**LEADING, **predicts, set_alpha_to_one=False)
         case "euler":
-            return EulerDiscreteScheduler(**OFFSET)
+            return EulerDiscreteScheduler(**OFFSET, **predicts)
         case "euler_a":
-            return EulerAncestralDiscreteScheduler(**OFFSET)
+            return EulerAncestralDiscreteScheduler(**OFFSET, **predicts)
         case "heun":
-            return HeunDiscreteScheduler(**OFFSET)
+            return HeunDiscreteScheduler(**OFFSET, **predicts)
         case "dpmpp_2m":
-            return DPMSolverMultistepScheduler(**OFFSET, final_sigmas_type="zero")
+            return DPMSolverMultistepScheduler(**OFFSET, **predicts, final_sigmas_type="zero")
     raise KeyError(f"no reference for the sampler {solver}: add one")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer as ReferenceTokenizer
 
 from sd_core.errors import ModelError
-from sd_core.text.tokenizer import CLIPTokenizer
+from sd_core.text.tokenizer import CLIPTokenizer, tokenize
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,24 @@ def test_what_does_not_fit_is_named(tokenizer: CLIPTokenizer) -> None:
     assert tokenizer.encode("cat " * 75, 77).dropped == ""
 
 
-def test_a_word_cut_in_two_is_named_whole(tokenizer: CLIPTokenizer) -> None:
+def test_only_what_lies_beyond_the_last_token_is_named(tokenizer: CLIPTokenizer) -> None:
     text = "cat " * 74 + "antidisestablishmentarianism"
-    assert tokenizer.encode(text, 77).dropped == "antidisestablishmentarianism"
+    dropped = tokenizer.encode(text, 77).dropped
+    assert dropped and len(dropped) < len("antidisestablishmentarianism")
+    assert text.endswith(dropped)
+    japanese = "夕暮れの灯台と荒れた海、油絵、" * 8
+    tokens = tokenizer.encode(japanese, 77)
+    assert japanese.endswith(tokens.dropped)
+    seen = japanese[: len(japanese) - len(tokens.dropped)]
+    assert len(seen) > 15 and tokenizer.encode(seen, 77).dropped == ""
+
+
+def test_a_prompt_that_is_too_long_is_warned_of_by_its_field(tokenizer: CLIPTokenizer) -> None:
+    ids, warnings = tokenize(tokenizer, "word " * 100, 77, "negative_prompt")
+    assert len(ids) == 77
+    (warning,) = warnings
+    assert warning.startswith("negative_prompt is longer than 75 tokens") and "word" in warning
+    assert tokenize(tokenizer, "word", 77, "prompt")[1] == []
 
 
 @pytest.mark.parametrize(

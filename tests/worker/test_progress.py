@@ -20,7 +20,7 @@ def at(step: int, preview: Callable[[], np.ndarray] = lambda: np.full((8, 16, 3)
 
 
 class Receiver:
-    """Keeps the messages, and lets a test wait for them."""
+    """Collects messages and lets a test wait for the next one."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -55,10 +55,10 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progressing, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(progressing, "MIN_INTERVAL_S", 0.01)
 
 
-def test_a_message_says_where_the_job_stands() -> None:
+def test_a_message_has_the_steps_done_and_the_percentage() -> None:
     async def test() -> None:
         receive = Receiver()
         async with observed(receive) as observe:
@@ -81,8 +81,8 @@ def test_a_preview_is_a_small_picture() -> None:
     run(test)
 
 
-def test_the_newest_is_told_after_the_interval_and_steps_from_a_thread_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progressing, "INTERVAL_S", 0.5)
+def test_only_the_newest_progress_is_sent_and_not_before_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progressing, "MIN_INTERVAL_S", 0.5)
 
     async def test() -> None:
         receive = Receiver()
@@ -100,7 +100,7 @@ def test_the_newest_is_told_after_the_interval_and_steps_from_a_thread_arrive(mo
     run(test)
 
 
-def test_steps_told_while_the_loop_is_about_to_wait_are_not_missed(often: None) -> None:
+def test_progress_observed_just_before_the_loop_waits_is_not_missed(often: None) -> None:
     async def test() -> None:
         receive = Receiver()
         async with observed(receive) as observe:
@@ -123,14 +123,14 @@ async def hang() -> None:
 
 
 @pytest.mark.parametrize(("fail", "error"), [(refuse, "OSError('refused')"), (hang, "TimeoutError()")])
-def test_a_post_that_fails_or_hangs_is_logged_and_the_next_one_is_sent(
+def test_a_message_that_fails_or_hangs_is_logged_and_the_next_one_is_sent(
     often: None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     fail: Callable[[], Awaitable[None]],
     error: str,
 ) -> None:
-    monkeypatch.setattr(progressing, "POST_S", 0.05)
+    monkeypatch.setattr(progressing, "SEND_TIMEOUT_S", 0.05)
 
     async def test() -> None:
         receive = Receiver()
@@ -153,7 +153,7 @@ def test_a_post_that_fails_or_hangs_is_logged_and_the_next_one_is_sent(
     assert record.fields == {"uid": "u", "error": error}
 
 
-def test_a_job_that_is_done_waits_for_its_last_message() -> None:
+def test_a_finished_job_waits_for_its_last_message() -> None:
     async def test() -> None:
         events: list[str] = []
         begun = asyncio.Event()
@@ -174,8 +174,8 @@ def test_a_job_that_is_done_waits_for_its_last_message() -> None:
     run(test)
 
 
-def test_a_job_that_is_done_does_not_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progressing, "LAST_S", 0.05)
+def test_a_finished_job_does_not_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progressing, "LAST_SEND_TIMEOUT_S", 0.05)
 
     async def test() -> None:
         receive = Receiver()
@@ -196,7 +196,7 @@ def test_a_job_that_is_done_does_not_wait_long(monkeypatch: pytest.MonkeyPatch) 
     run(test)
 
 
-def test_a_job_that_fails_does_not_wait_for_its_last_message() -> None:
+def test_a_failed_job_does_not_wait_for_its_last_message() -> None:
     async def test() -> None:
         receive = Receiver()
 
@@ -213,7 +213,7 @@ def test_a_job_that_fails_does_not_wait_for_its_last_message() -> None:
         run(test)
 
 
-def test_a_preview_that_fails_leaves_the_numbers(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_message_is_sent_without_a_preview_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> np.ndarray:
         raise RuntimeError("the device is gone")
 
@@ -225,10 +225,10 @@ def test_a_preview_that_fails_leaves_the_numbers(caplog: pytest.LogCaptureFixtur
 
     with caplog.at_level("WARNING", "worker"):
         run(test)
-    assert [record.message for record in caplog.records] == ["a preview was not drawn"]
+    assert [record.message for record in caplog.records] == ["a preview was not rendered"]
 
 
-def test_without_anybody_to_tell_there_is_nothing_to_observe() -> None:
+def test_without_a_sender_nothing_is_observed() -> None:
     async def test() -> None:
         async with reporting(None, True, "u") as observe:
             assert observe is None
@@ -236,7 +236,7 @@ def test_without_anybody_to_tell_there_is_nothing_to_observe() -> None:
     run(test)
 
 
-def test_a_step_told_after_the_loop_has_ended_does_no_harm() -> None:
+def test_progress_after_the_loop_has_ended_is_ignored() -> None:
     async def test() -> Observe:
         async with observed(Receiver()) as observe:
             return observe

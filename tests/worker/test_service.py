@@ -2,8 +2,8 @@ import asyncio
 import base64
 import io
 import json
-import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from PIL import Image
 
 from sd_core.errors import OutOfMemory
 from sd_core.request import MAX_SEED
-from tests.support.pictures import picture_of
-from worker.api import response as respond
+from tests.support.pictures import data_uri, picture_of
+from worker.identity import ModelIdentity
 from worker.log import configure
 from worker.service import Service, run_job
 
@@ -26,17 +26,15 @@ def run(service: Service, payload: Any, **job: Any) -> dict[str, Any]:
     return response
 
 
-def data_uri(width: int = 64, height: int = 32, colour: str = "red") -> str:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def plain(width: int = 64, height: int = 32) -> Image.Image:
+    return Image.new("RGB", (width, height), "red")
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_prompt_becomes_a_stored_picture(service: Service, engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_becomes_a_stored_image(service: Service, engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
     response = run(service, {"prompt": "a cat", "seed": 3, "uid": "u", "width": 72, "height": 64})
     assert response["message"] == "success"
     with Image.open(response["outputs"][0]) as stored:
@@ -52,14 +50,26 @@ def test_a_prompt_becomes_a_stored_picture(service: Service, engine: Any, capsys
     assert line["outputs"] == response["outputs"]
 
 
-def test_the_size_is_the_models_own_without_one(service: Service, engine: Any) -> None:
+def test_the_default_size_is_the_models_native_size(service: Service, engine: Any) -> None:
     response = run(service, {"prompt": "a cat"})
     assert (engine.requests[0].width, engine.requests[0].height) == (64, 64)
     assert response["parameters"]["width"] == 64
 
 
-def test_a_picture_makes_it_image_to_image(service: Service, engine: Any) -> None:
-    response = run(service, {"prompt": "x", "image": data_uri(131, 70), "strength": 0.5})
+def test_the_response_names_the_model_that_the_job_asked_for(service: Service, engine: Any) -> None:
+    other = ModelIdentity("other", "cd" * 32, service.settings.outputs)
+    limits = replace(service.limits, native_sizes={**service.limits.native_sizes, "other": 128})
+    both = replace(service, identities={**service.identities, "other": other}, limits=limits)
+    named = run(both, {"prompt": "a cat", "model": "other.safetensors [0123456789]"})
+    default = run(both, {"prompt": "a cat"})
+    assert (named["model"], default["model"]["name"]) == ({"name": "other", "sha256": "cd" * 32}, "tiny")
+    assert [(request.model, request.width) for request in engine.requests] == [("other", 128), ("tiny", 64)]
+    with Image.open(named["outputs"][0]) as stored:
+        assert "Model hash: cdcdcdcdcd, Model: other" in stored.info["parameters"]
+
+
+def test_an_image_makes_it_image_to_image(service: Service, engine: Any) -> None:
+    response = run(service, {"prompt": "x", "image": data_uri(plain(131, 70)), "strength": 0.5})
     request = engine.requests[0]
     assert (request.width, request.height, request.strength) == (128, 64, 0.5)
     assert request.image.shape == (64, 128, 3)
@@ -67,18 +77,18 @@ def test_a_picture_makes_it_image_to_image(service: Service, engine: Any) -> Non
     assert response["parameters"]["strength"] == 0.5
 
 
-def test_a_picture_is_resized_to_the_size_asked_for(service: Service, engine: Any) -> None:
-    run(service, {"prompt": "x", "init_images": [data_uri()], "width": 72, "height": 80})
+def test_an_image_is_resized_to_the_requested_size(service: Service, engine: Any) -> None:
+    run(service, {"prompt": "x", "init_images": [data_uri(plain())], "width": 72, "height": 80})
     assert engine.requests[0].image.shape == (80, 72, 3)
 
 
-def test_a_large_picture_is_brought_under_the_pixel_limit(make_service: Callable[..., Service], engine: Any) -> None:
+def test_a_large_image_is_scaled_under_the_pixel_limit(make_service: Callable[..., Service], engine: Any) -> None:
     service = make_service(SD_MAX_PIXELS=str(2 * 128 * 64))
-    run(service, {"prompt": "x", "image": data_uri(512, 256), "num_images": 2})
+    run(service, {"prompt": "x", "image": data_uri(plain(512, 256)), "num_images": 2})
     assert engine.requests[0].image.shape == (64, 128, 3)
 
 
-def test_an_animation_is_mentioned_in_the_response(service: Service) -> None:
+def test_an_animation_brings_a_warning(service: Service) -> None:
     file = io.BytesIO()
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:])
@@ -86,7 +96,7 @@ def test_an_animation_is_mentioned_in_the_response(service: Service) -> None:
     assert "image is animated: its first frame was used" in response["warnings"]
 
 
-def test_a_url_goes_through_the_guard(service: Service, engine: Any) -> None:
+def test_a_url_of_an_internal_address_is_refused(service: Service, engine: Any) -> None:
     response = run(service, {"prompt": "x", "image_url": "http://127.0.0.1:9/x.png"})
     assert response["error_code"] == "invalid_image"
     assert "non-public address" in response["error"]
@@ -140,13 +150,13 @@ def test_seeds_wrap_at_the_largest(service: Service) -> None:
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("it is too large"), MemoryError()])
-def test_too_little_memory_is_told(service: Service, engine: Any, error: Exception) -> None:
+def test_too_little_memory_is_an_out_of_memory_failure(service: Service, engine: Any, error: Exception) -> None:
     engine.error = error
     response = run(service, {"prompt": "x"})
     assert response["error"].startswith("out_of_memory: ")
 
 
-def test_an_unexpected_error_shows_its_traceback_to_the_log_alone(
+def test_the_traceback_of_an_unexpected_error_is_only_in_the_log(
     service: Service, engine: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.error = RuntimeError("s3cret detail")
@@ -158,7 +168,7 @@ def test_an_unexpected_error_shows_its_traceback_to_the_log_alone(
     assert line["uid"] == "u"
 
 
-def test_a_full_disk_is_told(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_storage_failure(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -168,84 +178,14 @@ def test_a_full_disk_is_told(service: Service, monkeypatch: pytest.MonkeyPatch) 
     assert "No space left" in response["error"]
 
 
-def test_a_response_too_large_names_the_stored_pictures(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_a_too_large_response_names_the_stored_images(make_service: Callable[..., Service], tmp_path: Path) -> None:
     response = run(make_service(SD_MAX_RESPONSE_MB="0.001"), {"prompt": "x", "width": 512, "height": 512})
     assert response["error_code"] == "payload_too_large"
     (stored,) = (tmp_path / "outputs").iterdir()
     assert str(stored) in response["error"]
 
 
-def test_cancelling_a_job_cancels_its_drawing(
-    service: Service, engine: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    configure("INFO")
-    engine.hangs = True
-
-    async def cancel_while_drawing() -> None:
-        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x", "uid": "u"}}, service))
-        assert await asyncio.to_thread(engine.asked.wait, 10)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancel_while_drawing())
-    assert engine.hanging.cancelled()
-    (line,) = lines(capsys)
-    assert (line["outcome"], line["uid"]) == ("cancelled", "u")
-
-
-def test_cancelling_a_job_that_is_encoded_stores_nothing(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, cancelled = threading.Event(), threading.Event()
-    real = respond.encode
-
-    def encode_slowly(*arguments: Any) -> bytes:
-        begun.set()
-        assert cancelled.wait(60)
-        return real(*arguments)
-
-    monkeypatch.setattr(respond, "encode", encode_slowly)
-
-    async def cancel_while_encoding() -> None:
-        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service))
-        assert await asyncio.to_thread(begun.wait, 60)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        cancelled.set()
-
-    asyncio.run(cancel_while_encoding())
-    service.encoders.shutdown()
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_cancelling_a_job_whose_progress_is_being_sent(service: Service, engine: Any) -> None:
-    engine.hangs = True
-    begun, ended = asyncio.Event(), asyncio.Event()
-
-    async def hang(_message: Any) -> None:
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async def cancel_while_sending() -> None:
-        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service, hang))
-        assert await asyncio.to_thread(engine.asked.wait, 60)
-        engine.tell(1)
-        await begun.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert ended.is_set()
-
-    asyncio.run(cancel_while_sending())
-    assert engine.hanging.cancelled()
-
-
-def test_progress_is_told_before_the_response_and_never_after(service: Service, engine: Any) -> None:
+def test_progress_is_sent_before_the_response_and_never_after(service: Service, engine: Any) -> None:
     engine.hangs = True
     told: list[Any] = []
 
@@ -273,24 +213,24 @@ def test_progress_is_told_before_the_response_and_never_after(service: Service, 
     assert "preview" not in response["parameters"]
 
 
-def test_without_anybody_to_tell_nothing_is_observed(service: Service, engine: Any) -> None:
+def test_without_a_sender_a_preview_brings_a_warning(service: Service, engine: Any) -> None:
     response = run(service, {"prompt": "x", "preview": True})
     assert engine.observers == [None]
-    assert "preview did nothing: only jobs from RunPod's queue tell their progress" in response["warnings"]
+    assert "preview did nothing: progress is sent only for jobs from RunPod's queue" in response["warnings"]
 
 
-def test_a_full_engine_is_told(service: Service, engine: Any) -> None:
+def test_a_full_engine_is_a_busy_failure(service: Service, engine: Any) -> None:
     engine.full = True
     response = run(service, {"prompt": "x"})
     assert (response["error"], response["error_code"]) == ("busy: enough jobs wait already", "busy")
 
 
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
-def test_prompts_are_logged_at_debug_only_and_pictures_never(
+def test_prompts_are_logged_only_at_debug_and_images_never(
     make_service: Callable[..., Service], level: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service = make_service(LOG_LEVEL=level)
-    picture = data_uri()
+    picture = data_uri(plain())
     sent = run(service, {"prompt": "s3cret wish", "negative_prompt": "s3cret fear", "image": picture})
     run(service, {"prompt": "s3cret wish", "image": picture, "steps": 0})
     run(service, {"prompt": "s3cret wish\0", "image": "s3cret"})
@@ -299,3 +239,10 @@ def test_prompts_are_logged_at_debug_only_and_pictures_never(
     assert ("s3cret fear" in printed) == (level == "DEBUG")
     assert picture[-60:] not in printed
     assert sent["image"][:60] not in printed
+
+
+def test_urls_to_private_addresses_are_as_the_settings_say(service: Service) -> None:
+    job = {"prompt": "x", "image": "http://127.0.0.1:1/x.png"}
+    assert "non-public address 127.0.0.1" in run(service, job)["error"]
+    open_service = replace(service, settings=replace(service.settings, allow_private_urls=True))
+    assert "could not be fetched from 127.0.0.1" in run(open_service, job)["error"]

@@ -1,4 +1,4 @@
-"""Pictures and what they were drawn from -> the response, within the size that the platform carries."""
+"""Generated images -> the response, within the size that the platform carries."""
 
 import asyncio
 import base64
@@ -7,6 +7,7 @@ import json
 import os
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sd_core.errors import SDError
-from sd_core.request import Request, Result
-from sd_core.sampling.registry import a1111_label, joined_name
-from worker.api.job import ParsedJob
+from sd_core.fields import Record
+from sd_core.pipeline.complete import acts
+from sd_core.request import Result
+from worker.api.infotext import infotext
+from worker.api.job import JOB, Job
 from worker.io.store import store
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -26,69 +29,68 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpeg": {"quality": 95, "subsampling": 0},
     "webp": {"quality": 95, "method": 4},
 }
-MOST_ENCODERS = 4
+MAX_ENCODERS = 4
 
-UNSHOWN = ("image", "images", "parameters", "warnings")  # a warning may quote a prompt
+# Left out of a printed response: images and prompts, which a warning may quote.
+UNPRINTED = ("image", "images", "parameters", "warnings")
 
 
 class PayloadTooLarge(SDError):
-    """The response would be larger than the platform carries."""
+    """The response is larger than the platform carries."""
 
     code = "payload_too_large"
 
 
 class Response(dict[str, Any]):
-    """A response that shows itself without its pictures and prompts.
+    """A response whose `repr` leaves out its images and prompts.
 
     The SDK formats every result into debug lines, on the event loop, whether or not it prints them, and it
     prints the result of a local test run at INFO.
     """
 
     def __repr__(self) -> str:
-        return repr({key: value for key, value in self.items() if key not in UNSHOWN})
+        return repr({key: value for key, value in self.items() if key not in UNPRINTED})
 
 
 def new_encoders() -> ThreadPoolExecutor:
-    """Threads for `success`, apart from asyncio's own, where a download or a preview may be waited for."""
-    return ThreadPoolExecutor(min(MOST_ENCODERS, os.cpu_count() or 1), thread_name_prefix="encoder")
+    """Threads for `success`; asyncio's own may all be blocked by downloads and previews."""
+    return ThreadPoolExecutor(min(MAX_ENCODERS, os.cpu_count() or 1), thread_name_prefix="encoder")
 
 
 async def success(
-    job: ParsedJob,
-    request: Request,
+    job: Job,
     result: Result,
     model: dict[str, str | None],
     outputs: Path,
     max_bytes: int,
     encoders: Executor,
-    warnings: tuple[str, ...] = (),
 ) -> Response:
-    """Encode the pictures of one job, several at once, and store and pack them, all of it on `encoders`.
+    """Encode the images of one job in parallel, store them and make the response, all of it on `encoders`.
 
-    Raises `StorageFailed`, and `PayloadTooLarge` where it would exceed `max_bytes`; the pictures are stored
-    by then. Cancelled while it encodes, it stores nothing.
+    Raises `StorageFailed`, and `PayloadTooLarge` for a response over `max_bytes`, after the images are stored. If
+    cancelled while images are encoded, nothing is stored.
     """
     started = time.perf_counter()
     on_encoders = partial(asyncio.get_running_loop().run_in_executor, encoders)
     files = await asyncio.gather(
         *(
-            on_encoders(encode, image, job.output_format, parameters_text(job, request, seed, model))
+            on_encoders(encode, image, job.door.output_format, infotext(job, seed, model))
             for image, seed in zip(result.images, result.seeds, strict=True)
         )
     )
-    stored = await on_encoders(store, outputs, job.uid, files, job.output_format)
-    pictures = await on_encoders(_in_base64, files)
-    single = len(pictures) == 1
+    stored = await on_encoders(store, outputs, job.door.uid, files, job.door.output_format)
+    images = await on_encoders(_in_base64, files)
+    single = len(images) == 1
     response = Response(
         message="success",
-        uid=job.uid,
-        **({"image": pictures[0]} if single else {"images": pictures}),
+        uid=job.door.uid,
+        **({"image": images[0]} if single else {"images": images}),
         **({"seed": result.seeds[0]} if single else {"seeds": result.seeds}),
         outputs=[str(path) for path in stored],
-        parameters=parameters(job, request),
+        parameters=parameters(job),
         timings_ms={},
         model=model,
-        warnings=[*job.warnings, *warnings, *result.warnings],
+        warnings=[*job.warnings, *result.warnings],
     )
     timings = {**result.timings_ms, "respond": 1000 * (time.perf_counter() - started)}
     response["timings_ms"] = {name: round(spent, 1) for name, spent in timings.items()}
@@ -101,23 +103,23 @@ def _in_base64(files: list[bytes]) -> list[str]:
 
 
 def _check_size(response: Response, max_bytes: int) -> None:
-    # What the platform is sent holds the response under `output`. Not-a-number would be no JSON there.
+    # The platform receives the response under `output`, as JSON, which has no NaN.
     size = len(json.dumps({"output": response}, allow_nan=False))
     if size > max_bytes:
         raise PayloadTooLarge(
-            f"the response has {size:,} bytes, over the limit of {max_bytes:,}; ask for fewer or smaller pictures, or "
-            f"for output_format jpeg or webp. The pictures are stored: {', '.join(response['outputs'])}"
+            f"the response has {size:,} bytes, over the limit of {max_bytes:,}; ask for fewer or smaller images, or "
+            f"for output_format jpeg or webp. The images are stored: {', '.join(response['outputs'])}"
         )
 
 
 def failure(error: SDError, uid: str) -> Response:
-    """The response to a job that ends with `error`: plain strings only, all of them valid Unicode."""
+    """The response to a job that failed with `error`: plain strings only, all of them valid Unicode."""
     text = str(error).encode("utf-8", "backslashreplace").decode("utf-8")
     return Response(error=f"{error.code}: {text}", error_code=error.code, message="error", uid=uid)
 
 
 def encode(image: np.ndarray, output_format: str, text: str) -> bytes:
-    """uint8 (H, W, 3) -> a picture file; a PNG carries `text` in a chunk named `parameters`."""
+    """uint8 (H, W, 3) -> an image file; a PNG carries `text` in a chunk named `parameters`."""
     options = SAVE_OPTIONS[output_format]
     if output_format == "png":
         chunks = PngInfo()
@@ -128,42 +130,13 @@ def encode(image: np.ndarray, output_format: str, text: str) -> bytes:
     return file.getvalue()
 
 
-def parameters(job: ParsedJob, request: Request) -> dict[str, Any]:
-    """Every value that the pictures were drawn with, under the names of a job's fields."""
-    return {
-        "prompt": job.prompt,
-        "negative_prompt": job.negative_prompt,
-        "steps": job.steps,
-        "scale": job.scale,
-        "do_scale": job.do_scale,
-        "seed": job.seed,
-        "sampler": joined_name(job.sampler, job.schedule),
-        "schedule": job.schedule,
-        "width": request.width,
-        "height": request.height,
-        "num_images": job.num_images,
-        **({"strength": job.strength} if request.image is not None else {}),
-        "output_format": job.output_format,
-    }
+def parameters(job: Job, record: Record = JOB) -> dict[str, Any]:
+    """Every value that the images were generated with, under the names of a job's fields."""
+    values = job.values
+    shown = [field.name for field in record if field.shown and acts(field.acts_with, values)]
+    return {name: _as_json(values[name]) for name in shown} | {"sampler": job.sampler_name}
 
 
-def parameters_text(job: ParsedJob, request: Request, seed: int, model: dict[str, str | None]) -> str:
-    """The same for one picture in the format that AUTOMATIC1111's web UI writes and reads."""
-    fields = {
-        "Steps": job.steps,
-        "Sampler": a1111_label(job.sampler, job.schedule),
-        "CFG scale": f"{job.guidance_scale:g}",
-        "Seed": seed,
-        "Size": f"{request.width}x{request.height}",
-        "Model hash": (model["sha256"] or "")[:10],
-        "Model": model["name"],
-        "Denoising strength": f"{job.strength:g}" if request.image is not None else None,
-    }
-    line = ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items() if value not in (None, ""))
-    negative = f"Negative prompt: {job.negative_prompt}\n" if job.negative_prompt else ""
-    return f"{job.prompt}\n{negative}{line}"
-
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:\n"') else text
+def _as_json(value: Any) -> Any:
+    """A field's value as JSON; a nested record is an object."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

@@ -13,28 +13,30 @@ from PIL import Image
 from sd_core.errors import InvalidRequest
 from sd_core.request import Result
 from worker.api import response as responding
-from worker.api.job import Limits, ParsedJob, parse_request
-from worker.api.response import PayloadTooLarge, Response, encode, failure, new_encoders, parameters_text, success
+from worker.api.job import Job, Limits, parse_request
+from worker.api.response import PayloadTooLarge, Response, encode, failure, new_encoders, success
 
 MODEL = {"name": "tiny", "sha256": "0123456789abcdef" * 4}
 
 
-def parse(**fields: Any) -> ParsedJob:
-    return parse_request({"prompt": "a cat", "uid": "u", **fields}, Limits(2**22, 64))
+LIMITS = Limits(2**22, {"tiny": 64})
+
+
+def parse(**fields: Any) -> Job:
+    return parse_request({"prompt": "a cat", "uid": "u", "width": 72, **fields}, LIMITS)
 
 
 def picture(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (64, 72, 3), np.uint8)
 
 
-def respond(job: ParsedJob, outputs: Path, max_bytes: int = 10_000_000) -> Response:
-    request = job.request(72, 64)
-    images = [picture(seed) for seed in range(job.num_images)]
-    result = Result(images, request.seeds, {"queue": 1.26, "denoise": 20.0}, ["a note"])
-    return asyncio.run(success(job, request, result, MODEL, outputs, max_bytes, new_encoders()))
+def respond(job: Job, outputs: Path, max_bytes: int = 10_000_000) -> Response:
+    images = [picture(seed) for seed in range(job.request.num_images)]
+    result = Result(images, job.request.seeds, {"queue": 1.26, "denoise": 20.0}, ["a note"])
+    return asyncio.run(success(job, result, MODEL, outputs, max_bytes, new_encoders()))
 
 
-def test_one_picture(tmp_path: Path) -> None:
+def test_one_image(tmp_path: Path) -> None:
     response = respond(parse(seed=7), tmp_path)
     assert {*response} == {
         "message", "uid", "image", "seed", "outputs", "parameters", "timings_ms", "model", "warnings"
@@ -50,7 +52,7 @@ def test_one_picture(tmp_path: Path) -> None:
     assert response["timings_ms"]["respond"] > 0
 
 
-def test_several_pictures_are_sent_once_and_in_order(tmp_path: Path) -> None:
+def test_several_images_are_sent_once_and_in_order(tmp_path: Path) -> None:
     response = respond(parse(seed=2**63 - 1, num_images=3), tmp_path)
     assert "image" not in response
     assert "seed" not in response
@@ -61,10 +63,10 @@ def test_several_pictures_are_sent_once_and_in_order(tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(opened), picture(index))
 
 
-def test_several_pictures_are_encoded_at_once_on_threads_of_their_own(
+def test_several_images_are_encoded_in_parallel_on_their_own_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(responding, "MOST_ENCODERS", 2)
+    monkeypatch.setattr(responding, "MAX_ENCODERS", 2)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     both = threading.Barrier(2, timeout=60)
     threads: list[str] = []
@@ -81,19 +83,19 @@ def test_several_pictures_are_encoded_at_once_on_threads_of_their_own(
     assert len(set(threads)) == 2
 
 
-def test_every_resolved_value_is_told(tmp_path: Path) -> None:
+def test_parameters_hold_every_resolved_value(tmp_path: Path) -> None:
     response = respond(parse(seed=7, scheduler="K_EULER", num_inference_steps=3, negative_prompt="fog"), tmp_path)
     assert response["parameters"] == {
         "prompt": "a cat", "negative_prompt": "fog", "steps": 3, "scale": 7.5, "do_scale": True, "seed": 7,
-        "sampler": "euler", "schedule": "default", "width": 72, "height": 64, "num_images": 1,
-        "output_format": "png",
+        "sampler": "euler", "schedule": "default", "width": 72, "height": 64, "model": "tiny",
+        "num_images": 1, "output_format": "png",
     }  # fmt: skip
-    again = parse_request(response["parameters"], Limits(2**22, 64))
-    assert (again.sampler_name, again.seed, again.width) == ("euler", 7, 72)
+    again = parse_request(response["parameters"], LIMITS)
+    assert (again.sampler_name, again.request.seed, again.request.width) == ("euler", 7, 72)
 
 
 @pytest.mark.parametrize(("output_format", "within"), [("png", 0), ("jpeg", 40), ("webp", 60)])
-def test_each_format_is_what_it_says(output_format: str, within: int) -> None:
+def test_each_output_format_is_written(output_format: str, within: int) -> None:
     smooth = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (64, 64, 3))
     opened = Image.open(io.BytesIO(encode(smooth, output_format, "text")))
     assert opened.format == output_format.upper()
@@ -112,17 +114,7 @@ def test_a_png_carries_its_parameters_as_the_web_ui_writes_them(tmp_path: Path) 
     )
 
 
-def test_the_parameters_text_of_other_jobs() -> None:
-    job = parse(image="aGk=", strength=0.5, do_scale=False, sampler="euler_a")
-    request = job.request(72, 64, picture())
-    text = parameters_text(job, request, 3, {"name": "a, b: c", "sha256": None})
-    assert text == (
-        "a cat\nSteps: 25, Sampler: Euler a, CFG scale: 1, Seed: 3, Size: 72x64, "
-        'Model: "a, b: c", Denoising strength: 0.5'
-    )
-
-
-def test_a_response_over_the_limit_says_where_the_pictures_are(tmp_path: Path) -> None:
+def test_a_response_over_the_limit_names_the_stored_images(tmp_path: Path) -> None:
     size = len(json.dumps({"output": respond(parse(seed=7), tmp_path / "first")}))
     with pytest.raises(PayloadTooLarge) as caught:
         respond(parse(seed=7), tmp_path / "second", max_bytes=size // 2)
@@ -132,12 +124,11 @@ def test_a_response_over_the_limit_says_where_the_pictures_are(tmp_path: Path) -
     assert caught.value.code == "payload_too_large"
 
 
-def test_what_cannot_be_json_is_never_sent(tmp_path: Path) -> None:
+def test_a_response_that_is_not_json_is_never_sent(tmp_path: Path) -> None:
     job = parse()
-    request = job.request(72, 64)
     result = Result([picture()], [0], {"queue": float("nan")})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        asyncio.run(success(job, request, result, MODEL, tmp_path, 10_000_000, new_encoders()))
+        asyncio.run(success(job, result, MODEL, tmp_path, 10_000_000, new_encoders()))
 
 
 def test_a_failure_is_plain_strings() -> None:
@@ -148,7 +139,7 @@ def test_a_failure_is_plain_strings() -> None:
     json.dumps(response, ensure_ascii=False).encode("utf-8")
 
 
-def test_a_response_shows_itself_without_pictures_and_prompts(tmp_path: Path) -> None:
+def test_a_printed_response_leaves_out_images_and_prompts(tmp_path: Path) -> None:
     response = respond(parse(seed=7), tmp_path)
     assert response["image"] not in f"{response} {[response]!r}"
     assert "a cat" not in repr(response)

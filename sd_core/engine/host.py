@@ -1,0 +1,45 @@
+"""Threads for what pictures ask of the host, so that the engine thread waits for none of it."""
+
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+Done = Callable[[Any], None]
+"""Called with a task's result, or with the exception that it raised, on the thread that ran it."""
+
+
+class HostPool:
+    """A bounded number of threads that run tasks in the order of their arrival."""
+
+    def __init__(self, threads: int) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # Not an executor: the interpreter ends those before its exit handlers run, which still wait for jobs.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"host-{index}", daemon=True) for index in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, run: Callable[[], Any], done: Done) -> None:
+        self._tasks.put(partial(_run, run, done))
+
+    def close(self) -> None:
+        """Finish what was submitted, then end the threads."""
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task()
+
+
+def _run(run: Callable[[], Any], done: Done) -> None:
+    try:
+        result = run()
+    except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
+        result = error
+    done(result)

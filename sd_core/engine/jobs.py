@@ -1,0 +1,119 @@
+"""A job in the engine: its images as they arrive, its progress, and where its time goes."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sd_core.engine.memory import is_out_of_memory
+from sd_core.engine.scheduler import Job
+from sd_core.errors import OutOfMemory
+from sd_core.pipeline.prepare import Prepared
+from sd_core.pipeline.preview import LatentToRGB, preview
+from sd_core.pipeline.watch import OnStep
+from sd_core.request import Observe, Progress, Request, Result
+
+PHASES = ("queue", "encode", "denoise", "decode")
+
+
+class PhaseClock:
+    """Adds up the time that a job spends in each phase."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._phase, self._since = PHASES[0], time.perf_counter()
+
+    def switch(self, phase: str) -> None:
+        """From now on the job is in this phase."""
+        now = time.perf_counter()
+        self._seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
+
+    def milliseconds(self) -> dict[str, float]:
+        """The time in each phase until now."""
+        self.switch(self._phase)
+        return {phase: round(1000 * seconds, 3) for phase, seconds in self._seconds.items()}
+
+
+@dataclass(eq=False)
+class EngineJob(Job):
+    """A job from its submission to its result. It belongs to the engine thread, except for its future."""
+
+    request: Request = field(kw_only=True)
+    future: Future[Result] = field(kw_only=True)
+    prepare: Callable[[], Prepared] = field(kw_only=True)
+    clock: PhaseClock = field(default_factory=PhaseClock)
+    warnings: list[str] = field(default_factory=list)
+    images: list[np.ndarray | None] = field(default_factory=list)
+
+    def warn(self, warning: str) -> None:
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+
+    def store(self, index: int, image: np.ndarray | Exception) -> None:
+        """The finished image uint8 (H, W, 3) of a picture, or why there is none; the last one resolves the future."""
+        if isinstance(image, Exception):
+            self.fail(image)
+            return
+        self.images[index] = image
+        images = [each for each in self.images if each is not None]
+        if len(images) == len(self.images):
+            self._resolve(Result(images, self.request.seeds, self.clock.milliseconds(), self.warnings))
+
+    def fail(self, error: Exception) -> None:
+        """Resolve the future with the error; memory errors in words that the caller can act on."""
+        if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
+            request = self.request
+            size = f"{request.num_images} x {request.width}x{request.height}"
+            cause = error
+            error = OutOfMemory(f"the device's memory does not hold {size} pixels; ask for fewer or smaller pictures")
+            error.__cause__ = cause
+        self._resolve(error)
+
+    def _resolve(self, outcome: Result | Exception) -> None:
+        try:
+            if isinstance(outcome, Exception):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
+        except InvalidStateError:
+            # Cancelled between its last forward and now, or failed by another of its pictures: nobody waits for this.
+            return
+
+
+class JobProgress:
+    """Reports a job's steps to its observer, each once all pictures of the job have done it.
+
+    `calls` and `steps` are those of one picture. `percent` counts calls, because a step of some samplers takes several.
+    """
+
+    def __init__(self, observe: Observe, pictures: int, steps: int, calls: int, latent_to_rgb: LatentToRGB) -> None:
+        self._observe, self._latent_to_rgb = observe, latent_to_rgb
+        self._steps, self._calls = steps, calls
+        self._steps_done, self._calls_done = [0] * pictures, [0] * pictures
+        self._predicted: Tensor | None = None
+
+    def on_step(self, index: int) -> OnStep:
+        """What picture `index` calls after each of its steps."""
+        return partial(self._after, index)
+
+    def _after(self, index: int, steps: int, calls: int, predicted_x0: Tensor) -> None:
+        before = min(self._steps_done)
+        self._steps_done[index], self._calls_done[index] = steps, calls
+        if index == 0:
+            self._predicted = predicted_x0
+        if min(self._steps_done) > before and self._predicted is not None:
+            percent = 100 * sum(self._calls_done) // (self._calls * len(self._calls_done))
+            render: Callable[[], np.ndarray] = partial(_preview, self._predicted, self._latent_to_rgb)
+            self._observe(Progress(min(self._steps_done), self._steps, percent, render))
+
+
+@torch.inference_mode()
+def _preview(latents: Tensor, latent_to_rgb: LatentToRGB) -> Any:
+    return preview(latents, latent_to_rgb)

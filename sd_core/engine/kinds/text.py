@@ -1,0 +1,77 @@
+"""Prompts -> hidden states."""
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from sd_core.cache import LRU
+from sd_core.device import upload
+from sd_core.engine.kinds.kind import Kind
+from sd_core.engine.pool import Pool
+from sd_core.work import Context, TextWork
+
+KEPT_BYTES = 2**25
+"""Hidden states that are kept: a prompt has 236 kB with v1.5 in float32."""
+
+PROMPTS = 16
+"""Prompts of one forward."""
+
+NUMBERS = 16
+"""Numbers that the encoder holds at its peak for a token, over its width."""
+
+
+class TextKind(Kind[TextWork]):
+    """Encodes prompts, and keeps the last ones: most jobs share their negative prompt, many all of it."""
+
+    phase = "encode"
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._kept: LRU[Hashable, Tensor] = LRU(KEPT_BYTES, lambda states: states.nbytes)
+
+    @property
+    def capacity(self) -> float:
+        return PROMPTS
+
+    def key(self, work: TextWork) -> Hashable:
+        return work.network, work.skip, len(work.prompts[0])
+
+    def identity(self, work: TextWork) -> Hashable:
+        return work
+
+    def cost(self, work: TextWork) -> float:
+        return len(work.prompts)
+
+    def bytes(self, work: TextWork) -> int:
+        encoder = self._pool.text_encoder(work.network)
+        tokens = sum(len(prompt) for prompt in work.prompts)
+        return NUMBERS * tokens * encoder.config.width * encoder.dtype.itemsize
+
+    def run(self, works: Sequence[TextWork]) -> list[tuple[Context, ...]]:
+        network, skip = works[0].network, works[0].skip
+        wanted = dict.fromkeys(prompt for work in works for prompt in work.prompts)
+        states = {prompt: self._kept.get((network, skip, prompt)) for prompt in wanted}
+        unknown = [prompt for prompt, kept in states.items() if kept is None]
+        if unknown:
+            ids = upload(torch.tensor(unknown), self._pool.device)
+            for prompt, encoded in zip(unknown, self._pool.text_encoder(network)(ids, skip).split(1), strict=True):
+                own = encoded.clone()  # a view would keep the whole batch alive
+                states[prompt] = own
+                self._kept.put((network, skip, prompt), own)
+        contexts = {
+            prompt: Context((network, skip, prompt), found) for prompt, found in states.items() if found is not None
+        }
+        return [tuple(contexts[prompt] for prompt in work.prompts) for work in works]
+
+    def smallest(self, work: TextWork) -> TextWork | None:
+        if len(work.prompts) == 1:
+            return None
+        return TextWork(work.network, work.prompts[:1], work.skip)
+
+    def run_in_parts(self, work: TextWork) -> tuple[Context, ...]:
+        parts = [TextWork(work.network, (prompt,), work.skip) for prompt in work.prompts]
+        return tuple(context for part in parts for context in self.run([part])[0])
+
+    def release(self) -> None:
+        self._kept.clear()

@@ -1,0 +1,91 @@
+"""Checked values -> a `Request` in which nothing is open: sampler, schedule, seed, model and size."""
+
+import re
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from sd_core.checks import Checked, shorten
+from sd_core.errors import InvalidRequest
+from sd_core.fields import Record, make
+from sd_core.pipeline.sizes import choose_size, resized
+from sd_core.request import Request
+from sd_core.sampling.registry import resolve
+
+RANDOM_SEEDS = 2**32
+MAX_LISTED = 10
+
+R = TypeVar("R", bound=Request)
+
+
+def find_model(name: str | None, known: Collection[str]) -> str:
+    """The loaded model that is meant by `name`, as A1111 writes it too: `name.safetensors [hash]`; None is the first.
+
+    Raises `InvalidRequest` with the nearest name, or with all of them if they are few.
+    """
+    if name is None:
+        return next(iter(known))
+    plain = re.sub(r"\s*\[\w*\]\s*$", "", name)
+    for wanted in (name, plain, re.sub(r"\.(safetensors|ckpt)$", "", plain, flags=re.IGNORECASE)):
+        for same in (str, str.casefold):
+            for candidate in known:
+                if same(candidate) == same(wanted):
+                    return candidate
+    near = get_close_matches(name, known, n=1)
+    nearest = f"; did you mean {near[0]!r}?" if near else ""
+    listed = f"; loaded: {', '.join(known)}" if len(known) <= MAX_LISTED else ""
+    raise InvalidRequest(f"model: {shorten(name)} is not loaded here{nearest}{listed}")
+
+
+def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: int) -> R:
+    """The request, of the type `into`, that a record's checked values make with the model of this name.
+
+    `native_size` is the model's side in pixels. An image comes later, by `with_image`. Raises `InvalidRequest` for a
+    sampler or a schedule that does not exist.
+    """
+    sampler, schedule = resolve(values["sampler"], values["schedule"])
+    seed = values["seed"]
+    filled = {
+        "sampler": sampler,
+        "schedule": schedule,
+        "seed": secrets.randbelow(RANDOM_SEEDS) if seed in (None, -1) else seed,
+        "width": values["width"] or native_size,
+        "height": values["height"] or native_size,
+        "model": model,
+        "image": None,
+    }
+    return make(into, {**values, **filled})
+
+
+def with_image(request: R, image: Image.Image, width: int | None, height: int | None, max_pixels: int) -> R:
+    """The request as image-to-image from this RGB image, resized.
+
+    Without `width` and `height` the image's own size decides, brought under `max_pixels` for all images together.
+    """
+    size = choose_size(image.size, width, height, max_pixels // request.num_images)
+    return replace(request, image=resized(image, size), width=size[0], height=size[1])
+
+
+def without_effect(record: Record, checked: Checked) -> list[str]:
+    """A warning for each field that was given and does nothing beside the other values."""
+    values, written = checked.values, checked.written
+    warnings = []
+    for field in record:
+        if field.name in written and not acts(field.acts_with, values):
+            needed = " or ".join(field.acts_with)
+            warnings.append(f"{written[field.name]} did nothing: it has no effect without {needed}")
+    if "scale" in written and not values["do_scale"]:
+        warnings.append(f"{written['scale']} did nothing: do_scale is false")
+    if values["negative_prompt"] and (not values["do_scale"] or values["scale"] <= 1):
+        reason = "it has no effect without a scale over 1" if values["do_scale"] else "do_scale is false"
+        warnings.append(f"negative_prompt did nothing: {reason}")
+    return warnings
+
+
+def acts(acts_with: Collection[str], values: Mapping[str, Any]) -> bool:
+    """Whether a field that acts with these fields does anything: one of them is given, or it needs none."""
+    return not acts_with or any(values.get(name) is not None and values[name] is not False for name in acts_with)

@@ -1,0 +1,88 @@
+"""What a solver and a schedule declare about themselves."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+from types import MappingProxyType
+
+from torch import Tensor
+
+from sd_core.errors import InvalidRequest
+from sd_core.sampling.noise import NoiseSource
+from sd_core.sampling.schedule import NoiseSchedule, Sigmas, SigmasOf, StrengthRule, tail
+from sd_core.work import Sampling
+
+NO_OPTIONS: Mapping[str, float] = MappingProxyType({})
+
+
+def one_call_a_step(sigmas: Sigmas) -> int:
+    return len(sigmas) - 1
+
+
+def two_calls_a_step(sigmas: Sigmas) -> int:
+    """Two calls for each step, but one for a step to sigma 0."""
+    return sum(2 if sigma_next > 0 else 1 for sigma_next in sigmas[1:])
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A way to space noise levels that any solver without a grid of its own can follow."""
+
+    label: str  # as AUTOMATIC1111 shows it
+    sigmas: SigmasOf
+    aliases: tuple[str, ...] = ()  # other tools' names, as they write them
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A sampler without its schedule.
+
+    `sample(x, sigmas, noise, **options)` is its generator; `options` holds the name and default of each option that it
+    takes. `calls(sigmas)` is the number of `Call`s that it makes, and `strength` the rule by which image-to-image
+    shortens its grid. `a1111_schedule` is the one that A1111 uses if only the label is given. `aliases` are other
+    tools' names as they write them; variants with a leading "K" or the word "Scheduler" need no entry. A solver that
+    `reads_uncond` needs the unconditional prediction even if guidance is off.
+    """
+
+    label: str  # as AUTOMATIC1111 shows it
+    sample: Callable[..., Sampling]
+    own_grid: SigmasOf | None = None  # its only schedule, "default"; without it, it follows every schedule
+    a1111_schedule: str = "default"
+    aliases: tuple[str, ...] = ()
+    variance_preserving: bool = False  # pure noise to start from has variance 1 once it is scaled for the UNet
+    options: Mapping[str, float] = field(default_factory=dict)
+    calls: Callable[[Sigmas], int] = one_call_a_step
+    reads_uncond: bool = False
+    strength: StrengthRule = tail
+    schedules: Mapping[str, SigmasOf] = field(default_factory=dict)  # by name, filled in by the registry
+
+    def grid(self, schedule: str, noise_schedule: NoiseSchedule, steps: int, strength: float | None = None) -> Sigmas:
+        """The noise levels to visit. `strength`, in (0, 1], is that of image-to-image.
+
+        `schedule` is a name in `schedules`.
+        """
+        sigmas_of = self.schedules[schedule]
+        if strength is None:
+            return sigmas_of(noise_schedule, steps)
+        return self.strength(sigmas_of, noise_schedule, steps, strength)
+
+    def noised(self, latents: Tensor | None, noise: Tensor, sigma: float) -> Tensor:
+        """The x to start from, (1, 4, h, w): pure noise, or the given latents with noise of level sigma."""
+        if latents is not None:
+            return latents + noise * sigma
+        return noise * (sqrt(1 + sigma**2) if self.variance_preserving else sigma)
+
+    def with_defaults(self, options: Mapping[str, float]) -> dict[str, float]:
+        """Every option of this solver, from `options` or else its default.
+
+        Raises `InvalidRequest` if `options` has one that the solver does not take.
+        """
+        for name in options:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise InvalidRequest(f"sampler {self.label} has no option {name!r}; its options: {known}")
+        return {**self.options, **options}
+
+    def run(self, x: Tensor, sigmas: Sigmas, noise: NoiseSource, options: Mapping[str, float] = NO_OPTIONS) -> Sampling:
+        """Start sampling from x (1, 4, h, w). Raises `InvalidRequest` as `with_defaults` does."""
+        return self.sample(x, sigmas, noise, **self.with_defaults(options))

@@ -1,0 +1,250 @@
+"""Each kind of work on small networks: what shares a forward, what is computed once, and what it needs."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sd_core.engine.kinds import kinds_of
+from sd_core.engine.kinds.kind import Degraded
+from sd_core.engine.kinds.text import TextKind
+from sd_core.engine.kinds.unet import UNetKind
+from sd_core.engine.kinds.vae import DecodeKind, EncodeKind
+from sd_core.engine.memory import Memory
+from sd_core.engine.pool import Pool
+from sd_core.engine.runner import Runner
+from sd_core.models.clip import CLIPTextEncoder
+from sd_core.models.unet import UNet
+from sd_core.models.vae import TILE, VAE
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.work import Context, DecodeWork, EncodeWork, TextWork, UNetWork
+from tests.support.memory import KINDS, peak_and_counted
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pool(tiny_model: StableDiffusion) -> Pool:
+    return Pool([tiny_model])
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, network: type[Any], method: str) -> list[int]:
+    """How many rows each call of a network's method had."""
+    rows: list[int] = []
+    call = getattr(network, method)
+
+    def counting(self: Any, x: Tensor, *rest: Any) -> Any:
+        rows.append(len(x))
+        return call(self, x, *rest)
+
+    monkeypatch.setattr(network, method, counting)
+    return rows
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class TestUNet:
+    @pytest.fixture
+    def kind(self, pool: Pool) -> UNetKind:
+        return UNetKind(pool, max_batch=4)
+
+    def context(self, model: StableDiffusion, seed: int, tokens: int = 7) -> Context:
+        return Context((seed, tokens), normal(1, tokens, model.networks.unet.config.context_dim, seed=seed))
+
+    def work(self, model: StableDiffusion, seed: int, contexts: tuple[int, ...], side: int = 8) -> UNetWork:
+        """One image seen with so many prompts."""
+        return UNetWork(
+            model.unet_key,
+            normal(1, 4, side, side, seed=seed),
+            100.0 + seed,
+            tuple(self.context(model, each) for each in contexts),
+            (0,) * len(contexts),
+        )
+
+    def alone(self, model: StableDiffusion, work: UNetWork) -> Tensor:
+        """The network's own answer to each row, one after another."""
+        rows = []
+        for image, context in zip(work.image_of_row, work.contexts, strict=True):
+            given = model.networks.unet.given(context.states)
+            latents = work.latents[image : image + 1]
+            rows.append(model.networks.unet(latents, torch.tensor([work.timestep]), given))
+        return torch.cat(rows)
+
+    @torch.inference_mode()
+    def test_images_with_different_prompts_and_timesteps_share_a_forward(
+        self, tiny_model: StableDiffusion, kind: UNetKind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        works = [self.work(tiny_model, 1, (1, 2)), self.work(tiny_model, 2, (3,)), self.work(tiny_model, 3, (1, 3))]
+        expected = [self.alone(tiny_model, work) for work in works]
+        forwards = counted(monkeypatch, UNet, "forward")
+        for answer, rows in zip(kind.run(works), expected, strict=True):
+            torch.testing.assert_close(answer, rows, rtol=1e-4, atol=1e-4)
+        assert forwards == [3], "rows of one image are computed once until they read their prompts"
+
+    @torch.inference_mode()
+    def test_rows_of_one_image_may_differ_from_the_start(self, tiny_model: StableDiffusion, kind: UNetKind) -> None:
+        one = self.work(tiny_model, 1, (1, 2, 3))
+        many = replace(one, latents=normal(2, 4, 8, 8, seed=9), image_of_row=(1, 0, 1))
+        for answer, work in zip(kind.run([many, one]), (many, one), strict=True):
+            torch.testing.assert_close(answer, self.alone(tiny_model, work), rtol=1e-4, atol=1e-4)
+
+    @torch.inference_mode()
+    def test_prompts_that_alternate_at_every_step_are_read_once_each(
+        self, tiny_model: StableDiffusion, kind: UNetKind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reads = counted(monkeypatch, UNet, "read")
+        for step in range(6):
+            kind.run([self.work(tiny_model, step, (1 + step % 2, 3))])
+        assert reads == [2, 1]
+        kind.run([self.work(tiny_model, 1, (1,)), self.work(tiny_model, 2, (2, 4)), self.work(tiny_model, 3, (4,))])
+        assert reads == [2, 1, 1]
+        kind.release()
+        kind.run([self.work(tiny_model, 1, (1,))])
+        assert reads == [2, 1, 1, 1]
+
+    def test_only_latents_and_prompts_of_one_shape_share_a_forward(
+        self, tiny_model: StableDiffusion, kind: UNetKind
+    ) -> None:
+        work = self.work(tiny_model, 1, (1,))
+        longer = replace(work, contexts=(self.context(tiny_model, 1, tokens=9),))
+        others = [longer, self.work(tiny_model, 1, (1,), side=12), replace(work, network="other")]
+        assert kind.key(work) == kind.key(self.work(tiny_model, 2, (2, 3)))
+        assert len({kind.key(each) for each in (work, *others)}) == 4
+
+    def test_room_and_memory_grow_with_rows_and_pixels(self, tiny_model: StableDiffusion, kind: UNetKind) -> None:
+        native = tiny_model.info.native_size // 8
+        assert kind.capacity == 8
+        assert kind.cost(self.work(tiny_model, 1, (1, 2), native)) == 2
+        assert kind.cost(self.work(tiny_model, 1, (1,), native // 2)) == 1
+        assert kind.cost(self.work(tiny_model, 1, (1, 2), 2 * native)) == 8
+        one, four = self.work(tiny_model, 1, (1,), 8), self.work(tiny_model, 1, (1, 2), 16)
+        assert kind.bytes(four) == 8 * kind.bytes(one) > 0
+
+    @torch.inference_mode()
+    def test_rows_run_one_by_one_if_memory_does_not_hold_them(
+        self, tiny_model: StableDiffusion, kind: UNetKind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        forward = UNet.forward
+
+        def small(self: UNet, x: Tensor, timesteps: Tensor, given: Any) -> Tensor:
+            if len(next(iter(given.keys_values.values()))[0]) > 1:
+                raise MemoryError
+            return forward(self, x, timesteps, given)
+
+        works = [self.work(tiny_model, 1, (1, 2)), self.work(tiny_model, 2, (3,))]
+        expected = [self.alone(tiny_model, work) for work in works]
+        monkeypatch.setattr(UNet, "forward", small)
+        answers, held = Runner(Memory(CPU), [kind]).run(kind, works)
+        assert not held
+        for answer, rows in zip(answers, expected, strict=True):
+            torch.testing.assert_close(answer, rows, rtol=1e-4, atol=1e-4)
+
+
+class TestText:
+    @pytest.fixture
+    def kind(self, pool: Pool) -> TextKind:
+        return TextKind(pool)
+
+    def work(self, model: StableDiffusion, *prompts: str) -> TextWork:
+        return TextWork(model.text_key, tuple(model.tokenizer.encode(prompt, 77).ids for prompt in prompts))
+
+    @torch.inference_mode()
+    def test_prompts_of_several_jobs_share_a_forward_and_none_is_encoded_twice(
+        self, tiny_model: StableDiffusion, kind: TextKind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        forwards = counted(monkeypatch, CLIPTextEncoder, "forward")
+        first, second = self.work(tiny_model, "a cat", ""), self.work(tiny_model, "a dog", "")
+        (cat, nothing), (dog, also_nothing) = kind.run([first, second])
+        assert forwards == [3]
+        assert nothing == also_nothing and len({cat.key, dog.key, nothing.key}) == 3
+        assert kind.run([self.work(tiny_model, "a dog", "a cow")])[0][0] == dog
+        assert forwards == [3, 1]
+        ids = torch.tensor(first.prompts[:1])
+        torch.testing.assert_close(cat.states, tiny_model.networks.text_encoder(ids))
+
+    @torch.inference_mode()
+    def test_the_layer_to_stop_at_is_part_of_a_context(self, tiny_model: StableDiffusion, kind: TextKind) -> None:
+        work = self.work(tiny_model, "a cat")
+        ((last,),), ((before,),) = kind.run([work]), kind.run([replace(work, skip=1)])
+        assert last.key != before.key and not torch.equal(last.states, before.states)
+        assert kind.key(work) != kind.key(replace(work, skip=1))
+
+    @torch.inference_mode()
+    def test_without_memory_prompts_are_encoded_one_by_one(
+        self, tiny_model: StableDiffusion, kind: TextKind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        forward, rows = CLIPTextEncoder.forward, list[int]()
+
+        def small(self: CLIPTextEncoder, tokens: Tensor, *rest: Any) -> Tensor:
+            rows.append(len(tokens))
+            if len(tokens) > 1:
+                raise MemoryError
+            return forward(self, tokens, *rest)
+
+        monkeypatch.setattr(CLIPTextEncoder, "forward", small)
+        works = [self.work(tiny_model, "a cat", "a cow"), self.work(tiny_model, "a dog")]
+        answers, held = Runner(Memory(CPU), [kind]).run(kind, works)
+        assert not held and rows == [3, 2, 1, 1, 1]
+        assert [len(contexts) for contexts in answers] == [2, 1]
+
+    def test_equal_prompts_are_the_same_work(self, tiny_model: StableDiffusion, kind: TextKind) -> None:
+        assert kind.identity(self.work(tiny_model, "a", "b")) == kind.identity(self.work(tiny_model, "a", "b"))
+        assert kind.bytes(self.work(tiny_model, "a", "b")) == 2 * kind.bytes(self.work(tiny_model, "a")) > 0
+
+
+class TestVAE:
+    @torch.inference_mode()
+    def test_latents_of_one_shape_are_decoded_together(
+        self, tiny_model: StableDiffusion, pool: Pool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        works = [DecodeWork(tiny_model.vae_key, normal(1, 4, 3, 5, seed=seed)) for seed in range(2)]
+        expected = [tiny_model.networks.vae.decode(work.latents) for work in works]
+        forwards = counted(monkeypatch, VAE, "decode")
+        kind = DecodeKind(pool)
+        for answer, pixels in zip(kind.run(works), expected, strict=True):
+            torch.testing.assert_close(answer, pixels, rtol=1e-4, atol=1e-4)
+        assert forwards == [2] and kind.key(works[0]) == kind.key(works[1])
+        assert kind.key(works[0]) != kind.key(replace(works[0], network="another VAE"))
+
+    @torch.inference_mode()
+    def test_an_image_is_encoded_once_and_alone(
+        self, tiny_model: StableDiffusion, pool: Pool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kind = EncodeKind(pool)
+        forwards = counted(monkeypatch, VAE, "moments")
+        works = [EncodeWork(tiny_model.vae_key, "one", normal(1, 3, 24, 40)) for _ in range(3)]
+        answers, _ = Runner(Memory(CPU), [kind]).run(kind, works)
+        assert forwards == [1] and all(answer is answers[0] for answer in answers)
+        assert kind.key(works[0]) != kind.key(replace(works[0], key="other"))
+        mean, logvar = answers[0]
+        assert mean.shape == logvar.shape == (1, 4, 3, 5)
+
+    @torch.inference_mode()
+    def test_a_large_image_is_done_in_tiles_without_memory(self, tiny_model: StableDiffusion, pool: Pool) -> None:
+        large, small = normal(1, 4, TILE + 1, 8), normal(1, 4, TILE, 8)
+        decode, encode = DecodeKind(pool), EncodeKind(pool)
+        assert decode.smallest(DecodeWork(tiny_model.vae_key, small)) is None, "one tile is no less than the whole"
+        part = decode.smallest(DecodeWork(tiny_model.vae_key, large))
+        assert part is not None and part.latents.shape == (1, 4, TILE, 8)
+        answer = decode.run_in_parts(DecodeWork(tiny_model.vae_key, large))
+        assert isinstance(answer, Degraded) and "decode" in answer.warning
+        assert answer.answer.shape == (1, 3, 8 * (TILE + 1), 64)
+        work = EncodeWork(tiny_model.vae_key, "large", normal(1, 3, 8 * (TILE + 1), 64))
+        answer = encode.run_in_parts(work)
+        assert encode.smallest(work) is not None and "encode" in answer.warning
+        assert [each.shape for each in answer.answer] == [(1, 4, TILE + 1, 8)] * 2
+
+
+@pytest.mark.parametrize("forward", KINDS)
+@pytest.mark.parametrize("side", [16, 24])
+def test_a_forward_holds_no_more_than_is_counted(tiny_model: StableDiffusion, forward: str, side: int) -> None:
+    measured = peak_and_counted(tiny_model, forward, side)
+    assert 0.2 * measured["counted_mb"] < measured["peak_mb"] < measured["counted_mb"]
+
+
+def test_every_kind_of_work_is_registered(pool: Pool) -> None:
+    assert kinds_of(pool, 4).keys() == {TextWork, EncodeWork, UNetWork, DecodeWork}

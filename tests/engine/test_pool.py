@@ -1,0 +1,88 @@
+"""Several checkpoints in one engine: each looked up by name, each with its own networks and native size."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sd_core.engine.engine import Engine
+from sd_core.engine.pool import Pool
+from sd_core.errors import InvalidRequest, ModelError
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.request import Request
+from tests.support.random_weights import TINY, write_checkpoint
+
+REQUEST = Request("a cat", seed=3, width=64, height=64, steps=3, sampler="euler_a", schedule="default")
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> StableDiffusion:
+    """Other weights, and another native size."""
+    path = tmp_path_factory.mktemp("other") / "other.safetensors"
+    write_checkpoint(path, replace(TINY, native_size=128), torch.float32, seed=1)
+    return StableDiffusion.load(path, tiny_checkpoint.parent, "cpu", "fp32")
+
+
+@pytest.fixture
+def both(tiny_model: StableDiffusion, other_model: StableDiffusion) -> Iterator[Engine]:
+    engine = Engine([tiny_model, other_model], max_batch=4)
+    yield engine
+    engine.close()
+
+
+def test_two_checkpoints_generate_in_turn_each_what_it_does_alone(
+    both: Engine, tiny_model: StableDiffusion, other_model: StableDiffusion
+) -> None:
+    assert list(both.models) == ["tiny", "other"]
+    requests = [replace(REQUEST, model=name, seed=seed) for seed in range(2) for name in (None, "other", "tiny")]
+    images = [both.submit(request) for request in requests]
+    for request, future in zip(requests, images, strict=True):
+        model = other_model if request.model == "other" else tiny_model
+        alone = Engine([model], max_batch=4)
+        expected = alone.submit(replace(request, model=None)).result(SECONDS).images[0]
+        alone.close()
+        assert np.abs(future.result(SECONDS).images[0].astype(int) - expected.astype(int)).max() <= 1
+    default, other, tiny = (future.result(SECONDS).images[0] for future in images[:3])
+    assert np.abs(default.astype(int) - tiny.astype(int)).max() <= 1
+    assert np.abs(default.astype(int) - other.astype(int)).max() > 20
+
+
+def test_warming_up_prepares_every_model(both: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[tuple[str | None, int]] = []
+    submit = both.submit
+    monkeypatch.setattr(
+        both, "submit", lambda request: (warmed.append((request.model, request.width)), submit(request))[1]
+    )
+    both.warm_up()
+    assert warmed == [("tiny", 64), ("other", 128)]
+
+
+def test_a_model_that_is_not_there_is_answered_with_those_that_are(both: Engine) -> None:
+    with pytest.raises(InvalidRequest, match=r"model 'othr' is not loaded; did you mean 'other'\? Loaded: tiny, other"):
+        both.submit(replace(REQUEST, model="othr"))
+
+
+def test_networks_of_two_models_share_no_key(tiny_model: StableDiffusion, other_model: StableDiffusion) -> None:
+    pool = Pool([tiny_model, other_model])
+    assert pool.default is tiny_model and pool.model("other") is other_model
+    for model in (tiny_model, other_model):
+        assert pool.unet(model.unet_key) is model.networks.unet
+        assert pool.vae(model.vae_key) is model.networks.vae
+        assert pool.text_encoder(model.text_key) is model.networks.text_encoder
+    assert pool.native_pixels(tiny_model.unet_key) != pool.native_pixels(other_model.unet_key)
+    assert len(pool.networks) == 6
+
+
+def test_two_models_of_one_name_are_refused(tiny_model: StableDiffusion) -> None:
+    with pytest.raises(ModelError, match="two of the checkpoints have one name: tiny"):
+        Pool([tiny_model, tiny_model])
+
+
+def test_models_on_two_devices_are_refused(tiny_model: StableDiffusion, other_model: StableDiffusion) -> None:
+    elsewhere = replace(other_model, info=replace(other_model.info, device="mps"))
+    with pytest.raises(ModelError, match="one engine runs on one device, not on cpu, mps"):
+        Pool([tiny_model, elsewhere])

@@ -1,0 +1,160 @@
+"""What pictures may ask of the engine: new kinds of work, and work for the host."""
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd_core.engine.engine import Engine
+from sd_core.engine.kinds import Kinds, kinds_of
+from sd_core.engine.pool import Pool
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.prepare import Prepared
+from sd_core.request import Request, Result
+from sd_core.work import HostTask, Picture
+from tests.support.kinds import Doubling, DoublingKind
+
+REQUEST = Request("", seed=0, width=64, height=64, steps=2, sampler="euler", schedule="default")
+SECONDS = 60
+
+
+@pytest.fixture
+def doubling() -> DoublingKind:
+    return DoublingKind(room=8)
+
+
+@pytest.fixture
+def engine(tiny_model: StableDiffusion, doubling: DoublingKind) -> Iterator[Engine]:
+    def kinds(pool: Pool, max_batch: int) -> Kinds:
+        return {**kinds_of(pool, max_batch), Doubling: doubling}
+
+    engine = Engine([tiny_model], max_batch=4, kinds=kinds)
+    yield engine
+    engine.close()
+
+
+def image_of(value: float, shape: tuple[int, int, int] = (8, 8, 3)) -> HostTask:
+    return HostTask(lambda: np.full(shape, value, np.uint8))
+
+
+def run(engine: Engine, *pictures: Picture) -> Result:
+    return engine.run(lambda: Prepared(list(pictures), []), REQUEST).result(SECONDS)
+
+
+def doubled(*numbers: float) -> Picture:
+    total = 0.0
+    for number in numbers:
+        total += yield Doubling(number)
+    return image_of(total)
+
+
+def test_a_new_kind_of_work_needs_no_more_than_its_registration(engine: Engine, doubling: DoublingKind) -> None:
+    result = run(engine, doubled(1, 2, 3), doubled(10))
+    assert [int(image[0, 0, 0]) for image in result.images] == [12, 20]
+    assert doubling.forwards == [[1, 10], [2], [3]], "pictures share its forwards"
+    assert doubling.warmed_up == 1
+    assert result.timings_ms["denoise"] > 0, "its time is counted in its phase"
+
+
+def test_its_forwards_are_halved_without_memory(engine: Engine, doubling: DoublingKind) -> None:
+    def check(works: Sequence[Doubling]) -> None:
+        if len(works) > 1:
+            raise MemoryError
+
+    doubling.check = check
+    assert [int(image[0, 0, 0]) for image in run(engine, doubled(1), doubled(10)).images] == [2, 20]
+    assert doubling.forwards == [[1, 10], [1], [10]]
+
+
+def test_pictures_that_run_on_the_host_hold_up_no_neighbour(engine: Engine) -> None:
+    go_on, threads = threading.Event(), list[str]()
+
+    def on_the_host() -> int:
+        threads.append(threading.current_thread().name)
+        assert go_on.wait(SECONDS)
+        return 21
+
+    def picture() -> Picture:
+        number = yield HostTask(on_the_host)
+        return image_of((yield Doubling(number)))
+
+    slow = engine.run(lambda: Prepared([picture()], []), REQUEST)
+    assert engine.submit(REQUEST).result(SECONDS).images, "a whole image is generated meanwhile"
+    assert not slow.done()
+    go_on.set()
+    assert int(slow.result(SECONDS).images[0][0, 0, 0]) == 42
+    assert threads != ["engine"]
+
+
+def test_a_host_task_that_fails_fails_its_job_alone(engine: Engine) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("on the host")
+
+    def first() -> Picture:
+        yield HostTask(fail)
+        return image_of(0)
+
+    def last() -> Picture:
+        yield Doubling(1)
+        return HostTask(fail)
+
+    for picture in (first, last):
+        future = engine.run(lambda picture=picture: Prepared([picture()], []), REQUEST)  # type: ignore[misc]
+        with pytest.raises(ZeroDivisionError, match="on the host"):
+            future.result(SECONDS)
+    assert engine.submit(REQUEST).result(SECONDS).images
+
+
+def test_the_last_host_task_may_answer_in_another_size(engine: Engine) -> None:
+    def picture() -> Picture:
+        yield Doubling(1)
+        return image_of(7, (40, 24, 3))
+
+    assert [image.shape for image in run(engine, picture(), doubled(1)).images] == [(40, 24, 3), (8, 8, 3)]
+
+
+def test_cancelling_ends_a_picture_that_is_on_the_host(engine: Engine) -> None:
+    begun, go_on, resumed = threading.Event(), threading.Event(), list[int]()
+
+    def picture() -> Picture:
+        yield HostTask(lambda: (begun.set(), go_on.wait(SECONDS)))
+        resumed.append(1)
+        return image_of(0)
+
+    future = engine.run(lambda: Prepared([picture()], []), REQUEST)
+    assert begun.wait(SECONDS)
+    assert future.cancel()
+    go_on.set()
+    assert engine.submit(REQUEST).result(SECONDS).images
+    assert resumed == []
+
+
+def test_closing_waits_for_the_host(tiny_model: StableDiffusion) -> None:
+    def picture() -> Picture:
+        yield HostTask(lambda: threading.Event().wait(0.05))
+        return image_of(3)
+
+    engine = Engine([tiny_model], max_batch=4)
+    future = engine.run(lambda: Prepared([picture()], []), REQUEST)
+    engine.close()
+    assert int(future.result(0).images[0][0, 0, 0]) == 3
+
+
+def test_preparing_a_job_may_fail(engine: Engine) -> None:
+    def prepare() -> Prepared:
+        raise LookupError("no such thing")
+
+    with pytest.raises(LookupError, match="no such thing"):
+        engine.run(prepare, REQUEST).result(SECONDS)
+
+
+def nothing() -> Generator[Any, Any, HostTask]:
+    return image_of(5)
+    yield
+
+
+def test_a_picture_may_ask_for_nothing(engine: Engine) -> None:
+    make: Callable[[], Picture] = nothing
+    assert int(run(engine, make()).images[0][0, 0, 0]) == 5

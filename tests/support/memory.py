@@ -1,0 +1,87 @@
+"""The memory that forwards hold at their peak, beside what the engine counts on. Weights are not counted.
+
+On a CPU torch's profiler reports every allocation, on a GPU its allocator knows its own peak.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from sd_core.engine.kinds import kinds_of
+from sd_core.engine.memory import Memory
+from sd_core.engine.pool import Pool
+from sd_core.engine.runner import Runner
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.work import Context, DecodeWork, EncodeWork, TextWork, UNetWork
+
+KINDS = {"one guided image": (2,), "four mixed images": (2, 1, 2, 1), "encode": (), "decode": (), "text": ()}
+"""Forwards by name: the rows of each image in one of the UNet, none in one of another network."""
+
+
+def works_of(model: StableDiffusion, kind: str, side: int) -> list[Any]:
+    """One forward's work on latents of side x side."""
+    latents, width = torch.randn(1, 4, side, side, device=model.device), model.networks.unet.config.context_dim
+    if rows := KINDS[kind]:
+        return [
+            UNetWork(
+                model.unet_key,
+                latents,
+                500.0,
+                tuple(Context((image, row), torch.randn(1, 77, width, device=model.device)) for row in range(count)),
+                (0,) * count,
+            )
+            for image, count in enumerate(rows)
+        ]
+    if kind == "encode":
+        return [EncodeWork(model.vae_key, "image", torch.randn(1, 3, side * 8, side * 8, device=model.device))]
+    if kind == "decode":
+        return [DecodeWork(model.vae_key, latents)]
+    return [TextWork(model.text_key, tuple((token,) * 77 for token in range(16)))]
+
+
+def peak_and_counted(model: StableDiffusion, kind: str, side: int) -> dict[str, float]:
+    """Megabytes that one forward holds at its peak, and those that the engine counts for it."""
+    works, kinds = works_of(model, kind, side), kinds_of(Pool([model]), max_batch=8)
+    runs = kinds[type(works[0])]
+    runner = Runner(Memory(model.device), kinds.values())
+
+    def forward() -> None:
+        if isinstance(works[0], TextWork):
+            runs.release()  # kept prompts are not encoded again
+        answers, held = runner.run(runs, works)
+        if not held or any(isinstance(answer, Exception) for answer in answers):
+            raise RuntimeError(f"the forward failed: {answers}")
+
+    with torch.inference_mode():
+        forward()  # weights are packed, prompts read
+        peak = _cuda_peak(forward) if model.device.type == "cuda" else _cpu_peak(forward)
+    counted = sum(runs.bytes(work) for work in works)
+    return {"peak_mb": round(peak / 1e6, 2), "counted_mb": round(counted / 1e6, 2)}
+
+
+def _cuda_peak(forward: Callable[[], None]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    forward()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _cpu_peak(forward: Callable[[], None]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            forward()
+        trace = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    held = peak = 0
+    for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak

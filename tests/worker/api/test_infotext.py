@@ -1,0 +1,48 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd_core.fields import Record
+from sd_core.request import Request
+from worker.api.infotext import infotext
+from worker.api.job import Job, Limits, parse_request
+
+MODEL = {"name": "tiny", "sha256": "0123456789abcdef" * 4}
+
+
+def parse(**fields: Any) -> Job:
+    return parse_request({"prompt": "a cat", "width": 72, **fields}, Limits(2**22, {"tiny": 64, "a, b: c": 64}))
+
+
+def test_the_text_has_the_order_and_labels_of_the_web_ui() -> None:
+    assert infotext(parse(negative_prompt="fog", steps=4), 6, MODEL) == (
+        "a cat\nNegative prompt: fog\n"
+        "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 6, Size: 72x64, "
+        "Model hash: 0123456789, Model: tiny"
+    )
+
+
+def test_strength_is_written_with_an_image_and_an_unknown_hash_is_left_out() -> None:
+    job = parse(image="aGk=", strength=0.5, do_scale=False, sampler="euler_a", model="a, b: c")
+    job = replace(job, request=replace(job.request, image=np.zeros((64, 72, 3), np.uint8)))
+    assert infotext(job, 3, {"name": "a, b: c", "sha256": None}) == (
+        "a cat\nSteps: 25, Sampler: Euler a, CFG scale: 1, Seed: 3, Size: 72x64, "
+        'Model: "a, b: c", Denoising strength: 0.5'
+    )
+
+
+def test_strength_is_not_written_without_an_image() -> None:
+    assert "Denoising" not in infotext(parse(strength=0.5), 3, MODEL)
+
+
+def test_a_size_is_read_from_the_text_that_it_is_written_as() -> None:
+    size = Record.of(Request)["width"]
+    assert size.to_text is not None
+    assert size.from_text is not None
+    request = Request("", seed=0, width=72, height=128)
+    assert size.from_text(size.to_text(request)) == {"width": 72, "height": 128}
+    for text in ("72", "72x", "axb", "1x2x3"):
+        with pytest.raises(ValueError):
+            size.from_text(text)

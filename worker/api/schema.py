@@ -1,0 +1,41 @@
+"""A record as JSON schema, for descriptions of the API that programs read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sd_core.fields import Field, Record, Source
+
+TYPES: Mapping[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean", Source: "string"}
+
+
+def schema(record: Record) -> dict[str, Any]:
+    """The JSON schema of an object of these fields; aliases are named in the descriptions."""
+    return {
+        "type": "object",
+        "properties": {field.name: _property(field) for field in record},
+        "required": [field.name for field in record if field.required],
+    }
+
+
+def _property(field: Field) -> dict[str, Any]:
+    kind: dict[str, Any] = schema(field.record) if field.record is not None else {"type": TYPES[field.type]}
+    if field.nullable:
+        kind["type"] = [kind["type"], "null"]
+    limits = {
+        "minimum": field.low,
+        "exclusiveMinimum": field.above,
+        "maximum": field.high,
+        "multipleOf": field.multiple_of,
+        "minLength": field.min_length,
+        "maxLength": field.max_length,
+        "enum": list(field.choices) or None,
+        "description": _description(field) or None,
+    }
+    default = {} if field.required or field.filled or field.default is None else {"default": field.default}
+    return {**kind, **{name: limit for name, limit in limits.items() if limit is not None}, **default}
+
+
+def _description(field: Field) -> str:
+    also = f"also accepted: {', '.join(field.aliases)}" if field.aliases else ""
+    filled = f"default: {field.filled}" if field.filled else ""
+    return "; ".join(part for part in (field.meaning, filled, also) if part)
