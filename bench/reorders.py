@@ -15,19 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.common import Options, command_line, options_of, report
-from bench.peak import ROWS, count_operations
+from bench.common import LATENT_SIDE, Options, command_line, options_of, report
 from sd_core.layout.choose import lay_out
 from sd_core.models.unet import UNet, UNetConfig
 from tests.support.onednn_log import Section, mark, mark_end, sections
+from tests.support.operations import ROWS, count_operations
 
 MODELS = {
     "v1.5": UNetConfig(),
     "demo": UNetConfig(channels=(64, 128, 128, 128), num_res_blocks=1, attention_levels=(1, 2), context_dim=128),
 }
-
-LATENT = 8
-"""Pixels on the side of a latent."""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -50,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return report(
         "reorders",
         options,
+        max_gflop=arguments.max_gflop,
         steps=len(steps),
         largest_share=max(step["share"] for step in steps),
         reordering=[step for step in steps if step["reorders"]],
@@ -75,14 +73,14 @@ def log_steps(arguments: argparse.Namespace, options: Options) -> None:
     for label, config in configurations(arguments):
         unet = random_unet(config, options)
         for size, rows in product(arguments.sizes, arguments.rows):
-            if count_operations(config, size // LATENT) * rows / ROWS > arguments.max_gflop * 1e9:
+            if count_operations(config, size // LATENT_SIDE) * rows / ROWS > arguments.max_gflop * 1e9:
                 continue
-            latents = torch.randn(rows, config.in_channels, size // LATENT, size // LATENT)
-            timesteps, context = torch.full((rows,), 500.0), torch.randn(rows, 77, config.context_dim)
-            unet(latents, timesteps, context)
+            latents = torch.randn(rows, config.in_channels, size // LATENT_SIDE, size // LATENT_SIDE)
+            timesteps, given = torch.full((rows,), 500.0), unet.given(torch.randn(rows, 77, config.context_dim))
+            unet(latents, timesteps, given)
             mark(f"{label} {size}x{size} {rows} rows")
             started = time.perf_counter()
-            unet(latents, timesteps, context)
+            unet(latents, timesteps, given)
             mark_end(time.perf_counter() - started)
 
 
