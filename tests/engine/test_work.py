@@ -181,4 +181,4 @@ def test_every_network_runs_on_the_engines_thread_alone(engine: Engine, monkeypa
     engine.warm_up()
     image = np.zeros((64, 64, 3), np.uint8)
     engine.submit(replace(REQUEST, prompt="a cat", image=image)).result(SECONDS)
-    assert threads == dict.fromkeys(("CLIPTextEncoder", "UNet", "VAE"), {"engine"})
+    assert threads == {name: {"engine"} for name in ("CLIPTextEncoder", "UNet", "VAE")}
