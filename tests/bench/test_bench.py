@@ -23,7 +23,6 @@ PROMISED = {
     "peak": {"gflop_a_row", "step_s", "step_gflop_per_s", "peak_gflop_per_s", "efficiency", "products_gflop_per_s"},
     "reorders": {"steps", "largest_share", "reordering"},
     "memory": {"forwards", "largest_share"},
-    "reorders": {"steps", "largest_share", "reordering"},
     "start": {
         "ready_s",
         "ratio",
