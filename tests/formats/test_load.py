@@ -225,6 +225,7 @@ print(status("VmRSS") - before, status("VmHWM") - before, sum(p.nbytes for p in 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize(
     ("stored", "running"), [("float16", "float16"), ("float16", "float32"), ("float32", "float16")]
