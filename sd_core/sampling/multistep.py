@@ -30,7 +30,7 @@ def lms(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
         x0 = (yield Call(x, sigma, step)).x0
         slopes = [(x - x0) / sigma, *slopes[: MAX_ORDER - 1]]
         weights = lagrange_weights(sigmas[step + 1 - len(slopes) : step + 2])
-        x = _stepped(x0, slopes, sigma_next, weights)
+        x = _stepped(x0, slopes, sigma, weights)
     return x
 
 
@@ -56,10 +56,10 @@ def plms(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
         h, used = sigma_next - sigma, slopes
         weights = [weight * h for weight in ADAMS_BASHFORTH[len(slopes) - 1]]
         if step == 0 and len(sigmas) > 2:
-            ahead = _stepped(x0, slopes, sigma_next, weights)
+            ahead = _stepped(x0, slopes, sigma, weights)
             ahead_x0 = (yield Call(ahead, sigma_next, step, call=1)).x0
             used, weights = [*slopes, (ahead - ahead_x0) / sigma_next], [h / 2, h / 2]
-        x = _stepped(x0, used, sigma_next, weights)
+        x = _stepped(x0, used, sigma, weights)
     return x / sqrt(1 + sigmas[-1] ** 2)
 
 
@@ -114,24 +114,27 @@ def _improved_pndm(x: Tensor, sigmas: Sigmas, weights: Weights) -> Sampling:
             return x0
         slopes = [(x - x0) / sigma, *slopes[: MAX_ORDER - 1]]
         levels = sigmas[step + 1 - len(slopes) : step + 2]
-        x = _stepped(x0, slopes, sigma_next, [weight * (sigma_next - sigma) for weight in weights(levels)])
+        x = _stepped(x0, slopes, sigma, [weight * (sigma_next - sigma) for weight in weights(levels)])
     return x
 
 
-def _stepped(x0: Tensor, slopes: Sequence[Tensor], sigma_next: float, weights: Sequence[float]) -> Tensor:
-    """x + the weighted slopes, newest first, for weights whose sum is the length of the step.
+def _stepped(x0: Tensor, slopes: Sequence[Tensor], sigma: float, weights: Sequence[float]) -> Tensor:
+    """x + the weighted slopes, newest first. The weights are those of a step: their sum is its length.
 
-    Written as Euler's step and its corrections: it does not subtract two values as large as x.
+    Written as Euler's step and its corrections: it does not subtract two values as large as x = x0 + sigma * newest.
     """
     newest = slopes[0]
-    x = x0 + newest * sigma_next
+    x = x0 + newest * (sigma + sum(weights))
     for slope, weight in zip(slopes[1:], weights[1:], strict=True):
         x = x + (slope - newest) * weight
     return x
 
 
 def _variable_weights(levels: Sequence[float]) -> Sequence[float]:
-    """diff-sampler's weights. From the third order on they differ from those of Adams and Bashforth on uneven grids."""
+    """diff-sampler's weights. From the third order on they differ from those of Adams and Bashforth on uneven grids.
+
+    Those of the fourth order do not even add up to 1 there.
+    """
     h, *before = reversed([after - level for level, after in pairwise(levels)])
     if not before:
         return (1.0,)
