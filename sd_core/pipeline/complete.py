@@ -57,7 +57,7 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
         "sampler": sampler,
         "schedule": schedule,
         "seed": _drawn(values["seed"]),
-        "variation_seed": _drawn(values["variation_seed"]) if values["variation_strength"] > 0 else None,
+        "variation_seed": _variation_seed(values["variation_seed"], values["variation_strength"]),
         "width": values["width"] or native_size,
         "height": values["height"] or native_size,
         "model": model,
@@ -69,6 +69,11 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
 def _drawn(seed: int | None) -> int:
     """The seed itself, or a random one for None and -1."""
     return secrets.randbelow(RANDOM_SEEDS) if seed in (None, -1) else seed
+
+
+def _variation_seed(seed: int | None, strength: float) -> int | None:
+    """As `_drawn`, but nothing is drawn for a variation that nobody asks for."""
+    return None if strength == 0 and seed in (None, -1) else _drawn(seed)
 
 
 def with_image(request: R, image: Image.Image, width: int | None, height: int | None, max_pixels: int) -> R:

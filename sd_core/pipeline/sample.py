@@ -1,7 +1,7 @@
 """One run of a sampler, from its first latents to its last, whatever the image is made of before and after."""
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,6 @@ from sd_core.request import Request
 from sd_core.sampling.noise import Interval, NoiseSource
 from sd_core.sampling.registry import OPTIONS, SOLVERS
 from sd_core.sampling.schedule import Sigmas
-from sd_core.sampling.solver import NO_OPTIONS
 from sd_core.work import Sampling
 
 Wrap = Callable[[Sampling], Sampling]
@@ -34,7 +33,7 @@ class Run:
     steps: int
     guidance_scale: float
     strength: float | None = None
-    options: Mapping[str, float] = NO_OPTIONS
+    options: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, request: Request) -> "Run":

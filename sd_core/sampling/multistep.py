@@ -26,7 +26,7 @@ Weights = Callable[[Sequence[float]], Sequence[float]]
 def lms(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
     """Integrates the polynomial through the last four slopes exactly (k-diffusion's `sample_lms`)."""
     slopes: list[Tensor] = []
-    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+    for step, sigma in enumerate(sigmas[:-1]):
         x0 = (yield Call(x, sigma, step)).x0
         slopes = [(x - x0) / sigma, *slopes[: MAX_ORDER - 1]]
         weights = lagrange_weights(sigmas[step + 1 - len(slopes) : step + 2])
@@ -149,7 +149,5 @@ def _variable_weights(levels: Sequence[float]) -> Sequence[float]:
         share = (1 - h / (3 * (h + h1))) / 2 + (1 - h / (2 * (h + h1))) * h / (6 * (h + h1 + h2))
         fourth = share * (h * (h + h1) * (h + h1 + h2)) / (h1 * (h1 + h2) * (h1 + h2 + h3))
         spread = h1 * (h1 + h2) / (h2 * (h2 + h3))
-        weights += fourth * np.array(
-            [1, -(1 + h1 / h2 + spread), h1 / h2 + spread * (1 + h2 / h3), -spread * h1 / h2]
-        )
-    return weights[: len(before) + 1].tolist()
+        weights += fourth * np.array([1, -(1 + h1 / h2 + spread), h1 / h2 + spread * (1 + h2 / h3), -spread * h1 / h2])
+    return [float(weight) for weight in weights[: len(before) + 1]]

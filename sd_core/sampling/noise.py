@@ -110,7 +110,7 @@ class CPUNoise:
         seed: int,
         shape: tuple[int, ...],
         device: torch.device,
-        seeding: Seeding = Seeding(),  # noqa: B008 - frozen
+        seeding: Seeding = Seeding(),
         span: Interval | None = None,
     ) -> None:
         self._seed, self._shape, self._seeding, self._span = seed, shape, seeding, span

@@ -23,7 +23,7 @@ def philox_normal(seed: int, draw: int, count: int) -> np.ndarray:
     """`count` float32 numbers: those of torch.randn(count) of the draw with this number, from 0, after the seed."""
     first, second = _words(seed, draw, count)
     radius = np.sqrt(-2 * np.log((first + 0.5) * SCALE))
-    return (radius * np.sin((second + 0.5) * TURN)).astype(np.float32)
+    return np.asarray(radius * np.sin((second + 0.5) * TURN), np.float32)
 
 
 def _words(seed: int, draw: int, count: int) -> tuple[np.ndarray, np.ndarray]:

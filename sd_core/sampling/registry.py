@@ -64,9 +64,7 @@ REGISTRY = Registry(
         "plms": Solver("PLMS", plms, ddim_sigmas, variance_preserving=True, calls=one_call_more, aliases=("PNDM",)),
         "lms": Solver("LMS", lms, aliases=("LMSDiscrete",)),
         "euler": Solver("Euler", euler, options=CHURN, aliases=("EulerDiscrete", "EULER-D")),
-        "euler_a": Solver(
-            "Euler a", euler_a, options=ANCESTRAL, aliases=("euler_ancestral", "EulerAncestralDiscrete")
-        ),
+        "euler_a": Solver("Euler a", euler_a, options=ANCESTRAL, aliases=("euler_ancestral", "EulerAncestralDiscrete")),
         "heun": Solver("Heun", heun, calls=two_calls_a_step, options=CHURN, aliases=("HeunDiscrete",)),
         "heunpp2": Solver("HeunPP2", heunpp2, calls=up_to_three_calls_a_step, options=CHURN, aliases=("Heun++",)),
         "dpm2": Solver(

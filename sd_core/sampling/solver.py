@@ -52,13 +52,15 @@ class Schedule:
 class Solver:
     """A sampler without its schedule.
 
-    `sample(x, sigmas, noise, **options)` is its generator; `options` holds the name and default of each option that it
-    takes. `calls(sigmas)` is the number of `Call`s that it makes, and `strength` the rule by which image-to-image
-    shortens its grid. `spacing` changes the schedules that it follows. `a1111_schedule` is the one that A1111 uses if only the label is given. `aliases` are other
-    tools' names as they write them; variants with a leading "K" or the word "Scheduler" need no entry. A solver that
-    `reads_uncond` needs the unconditional prediction even if guidance is off. One that `reads_schedule` takes the
-    model's `noise_schedule` as an argument. `intervals(sigmas)` are those of a Brownian path whose noise it asks for, in
-    this order and at most one after each call.
+    - `sample(x, sigmas, noise, **options)` is its generator; `options` has the name and default of each option.
+    - `calls(sigmas)` is the number of `Call`s that it makes.
+    - `strength` is the rule by which image-to-image shortens its grid, `spacing` what it changes in every schedule.
+    - `a1111_schedule` is the schedule that A1111 uses if only the label is given.
+    - `aliases` are other tools' names as they write them; variants with a leading "K" or the word "Scheduler" need no
+      entry.
+    - A solver that `reads_uncond` needs the unconditional prediction even if guidance is off; one that `reads_schedule`
+      takes the model's `noise_schedule` as an argument.
+    - `intervals(sigmas)` are those of a Brownian path whose noise it asks for, in this order, at most one after a call.
     """
 
     label: str  # as AUTOMATIC1111 shows it

@@ -41,7 +41,7 @@ def karras_sigmas(noise_schedule: NoiseSchedule, steps: int, rho: float = 7.0) -
 
     Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5.
     """
-    return karras_between(noise_schedule.sigmas[-1], noise_schedule.sigmas[0], steps, rho) + (0.0,)
+    return (*karras_between(noise_schedule.sigmas[-1], noise_schedule.sigmas[0], steps, rho), 0.0)
 
 
 def karras_between(largest: float, smallest: float, count: int, rho: float = 7.0) -> Sigmas:
@@ -79,7 +79,7 @@ def beta_sigmas(noise_schedule: NoiseSchedule, steps: int) -> Sigmas:
 
 
 def kl_optimal_sigmas(noise_schedule: NoiseSchedule, steps: int) -> Sigmas:
-    """Spaced evenly in arctan sigma: Sabour et al. 2024, "Align Your Steps", equation of section 3.1 (ComfyUI's ends)."""
+    """Spaced evenly in arctan sigma: Sabour et al. 2024, "Align Your Steps", section 3.1, with ComfyUI's ends."""
     low, high = atan(noise_schedule.sigmas[0]), atan(noise_schedule.sigmas[-1])
     return (*(tan(high + part * (low - high)) for part in np.linspace(0, 1, steps)), 0.0)
 
@@ -208,4 +208,4 @@ def _beta_share(x: np.ndarray) -> np.ndarray:
         total += coefficient * near**term / (a + term)
         coefficient *= (term + 1 - a) / (term + 1)
     share = near**a * total / np.exp(2 * lgamma(a) - lgamma(2 * a))
-    return np.where(x <= 0.5, share, 1 - share)
+    return np.asarray(np.where(x <= 0.5, share, 1 - share))

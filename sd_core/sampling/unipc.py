@@ -48,5 +48,5 @@ def _corrected(x: Tensor, x0_there: Tensor, past: list[tuple[Tensor, float]], ra
     phi_2 = phi_1 / -h - 0.5
     # Solved so that slopes and curvatures over the step are integrated exactly.
     matrix, right = np.array([[1, 1], [back, 1]]), np.array([phi_1, 2 * phi_2])
-    old_weight, new_weight = np.linalg.solve(matrix, right).tolist()
+    old_weight, new_weight = map(float, np.linalg.solve(matrix, right))
     return _first_order(x, x0, h, ratio) - old_weight * (older_x0 - x0) / back - new_weight * new

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torchsde
 
 from sd_core.sampling.brownian import BrownianTree
 from sd_core.sampling.registry import SCHEDULES
@@ -43,7 +42,7 @@ def test_every_interval_of_a_schedule_is_that_of_torchsde(schedule: str, seed: i
 
 
 def test_any_order_of_questions_has_the_same_answers() -> None:
-    theirs = torchsde.BrownianTree(0.0, torch.zeros(SHAPE), 10.0, entropy=7)
+    theirs = k_diffusion.torchsde.BrownianTree(0.0, torch.zeros(SHAPE), 10.0, entropy=7)
     times = [0.0, 0.000001, 0.5, 2.5, 3.141593, 5.0, 7.25, 9.999999, 10.0]
     intervals = [(start, end) for start in times for end in times if start < end]
     expected = {interval: theirs(*interval) for interval in intervals}

@@ -65,9 +65,7 @@ def denoised(call: Call) -> Prediction:
 def error(solver: Solver, steps: int) -> float:
     sigmas: Sigmas = tuple(np.geomspace(START, END, steps + 1).tolist())
     options = {"eta": 0.0} if "eta" in solver.options else {}
-    end, _ = drive(
-        solver.run(exact(START), sigmas, CPUNoise(1, SHAPE, torch.device("cpu")), options), denoised
-    )
+    end, _ = drive(solver.run(exact(START), sigmas, CPUNoise(1, SHAPE, torch.device("cpu")), options), denoised)
     scale = (1 + END**2) ** 0.5 if solver.variance_preserving else 1.0
     return float((end * scale - exact(END)).abs().max())
 

@@ -44,7 +44,9 @@ def test_reaches_the_final_noise_level(noise_schedule: NoiseSchedule, name: str,
 @pytest.mark.parametrize("name", LIMITED)
 @pytest.mark.parametrize(("steps", "strength"), [(51, None), (150, None), (8, 0.15), (1, 0.01)])
 def test_more_steps_than_there_are_are_refused(name: str, steps: int, strength: float | None) -> None:
-    with pytest.raises(InvalidRequest, match=f"steps: {steps} is too many, this sampler has {int(50 * (strength or 1))}"):
+    with pytest.raises(
+        InvalidRequest, match=f"steps: {steps} is too many, this sampler has {int(50 * (strength or 1))}"
+    ):
         SOLVERS[name].grid("default", v1_schedule(), steps, strength)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import beta
+from scipy.stats import beta  # type: ignore[import-untyped]
 
 from sd_core.sampling.registry import SCHEDULES, SOLVERS
 from sd_core.sampling.schedule import NoiseSchedule, SigmasOf, v1_schedule

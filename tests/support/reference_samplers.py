@@ -6,6 +6,7 @@ torch's global generator.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from math import exp, expm1, log, sqrt
 from typing import Any
 
@@ -117,7 +118,7 @@ def restart(model: Model, x: Tensor, sigmas: Tensor) -> Tensor:
         low, high = int((base - 0.1).abs().argmin()), int((base - 2).abs().argmin())
         again = k_diffusion.get_sigmas_karras(length + 1, base[low].item(), base[high].item())[:-1]
         path = torch.cat([base[: low + 1], *[again] * times, base[low + 1 :]]) if high < low else base
-    for sigma, sigma_next in zip(path, path[1:], strict=False):
+    for sigma, sigma_next in pairwise(path):
         if sigma_next > sigma:
             x = x + torch.randn_like(x) * (sigma_next**2 - sigma**2) ** 0.5
         elif sigma_next < sigma:

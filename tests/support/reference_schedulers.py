@@ -1,8 +1,8 @@
 """diffusers' schedulers, configured so that they follow the conventions of our samplers.
 
-`ddpm`, `ddim`, `plms`, `lcm` and `tcd` need only their options: leading spacing, offset 1, no clipping; fixed_small variance, and a final
-alpha of alphas_cumprod[0]. Its sigma schedulers round timesteps or interpolate sigmas linearly, so they are handed
-k-diffusion's grid, with its fractional timesteps, in place of their own.
+`ddpm`, `ddim`, `plms`, `lcm` and `tcd` need only their options: leading spacing, offset 1, no clipping; fixed_small
+variance, and a final alpha of alphas_cumprod[0]. Its sigma schedulers round timesteps or interpolate sigmas linearly,
+so they are handed k-diffusion's grid, with its fractional timesteps, in place of their own.
 """
 
 from typing import Any
@@ -49,7 +49,7 @@ def reference_scheduler(solver: str, schedule: str, steps: int, prediction_type:
         grid = torch.cat([grid[:1], grid[1:-1].repeat_interleave(2), grid[-1:]])
     if solver == "deis":
         grid = torch.tensor(sigmas, dtype=torch.float64)  # its coefficients are differences of almost equal numbers
-        # Its formula has no value at sigma 0, and ours returns the clean latents there: its own first-order step does so.
+        # Its formula has no value at sigma 0, where ours returns the clean latents: its own first-order step does so.
         grid[-1] = 1e-10
         _end_in_first_order(scheduler)
     lay_out = scheduler.set_timesteps
