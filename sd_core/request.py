@@ -21,6 +21,26 @@ def _size_from_text(text: str) -> Mapping[str, int]:
     return {"width": int(width), "height": int(height)}
 
 
+def _rng_to_text(request: "Request") -> str:
+    return request.rng.upper()
+
+
+def _rng_from_text(text: str) -> Mapping[str, str]:
+    return {"rng": text.lower()}
+
+
+def _delta_to_text(request: "Request") -> str | None:
+    return str(request.eta_noise_seed_delta) if request.eta_noise_seed_delta else None
+
+
+def _variation_seed_to_text(request: "Request") -> str | None:
+    return str(request.variation_seed) if request.variation_strength > 0 else None
+
+
+def _variation_to_text(request: "Request") -> str | None:
+    return f"{request.variation_strength:g}" if request.variation_strength > 0 else None
+
+
 def _scale_to_text(request: "Request") -> str:
     return f"{request.guidance_scale:g}"
 
@@ -31,7 +51,8 @@ class Request:
 
     The fields are a job's, in the order of A1111's infotext; this is the one place where a field of the core is
     described. `width` and `height` are pixels, multiples of 8. `image` is uint8 (height, width, 3) already at that
-    size. Image i is generated from `seed + i`, wrapping at 2**63. `model` None means the engine's first model.
+    size. Image i is generated from `seed + i`, wrapping at 2**63, or, with a
+    `variation_strength`, from `seed` and `variation_seed + i`. `model` None means the engine's first model.
     """
 
     prompt: str = option(max_length=MAX_PROMPT, private=True, meaning="may be empty")
@@ -106,6 +127,58 @@ class Request:
         meaning="acts only with an image",
     )
 
+    # Noise, and the options of those samplers that have them.
+    eta: float | None = option(
+        None, filled="the sampler's own", low=0, high=1, label="Eta", meaning="share of fresh noise; see below"
+    )
+    s_churn: float | None = option(
+        None, filled="0", low=0, high=1_000, label="Sigma churn", meaning="noise added before each step; see below"
+    )
+    s_tmin: float | None = option(
+        None, filled="0", low=0, high=1_000_000, label="Sigma tmin", meaning="lowest sigma with churn"
+    )
+    s_tmax: float | None = option(
+        None, filled="no limit", low=0, high=1_000_000, label="Sigma tmax", meaning="highest sigma with churn"
+    )
+    s_noise: float | None = option(
+        None, filled="1", low=0, high=10, label="Sigma noise", meaning="factor of the noise that a sampler adds"
+    )
+    rng: str = option(
+        "cpu",
+        choices=("cpu", "nv"),
+        label="RNG",
+        to_text=_rng_to_text,
+        from_text=_rng_from_text,
+        meaning="`nv`: the numbers that an NVIDIA GPU draws, on any device",
+    )
+    eta_noise_seed_delta: int = option(
+        0,
+        low=0,
+        high=MAX_SEED,
+        label="ENSD",
+        to_text=_delta_to_text,
+        meaning="added to the seed for what the sampler draws",
+    )
+    variation_seed: int | None = option(
+        None,
+        filled="random below 2^32",
+        low=-1,
+        high=MAX_SEED,
+        aliases=("subseed",),
+        label="Variation seed",
+        to_text=_variation_seed_to_text,
+        meaning="-1 or null: random; image i has variation seed + i",
+    )
+    variation_strength: float = option(
+        0.0,
+        low=0,
+        high=1,
+        aliases=("subseed_strength",),
+        label="Variation seed strength",
+        to_text=_variation_to_text,
+        meaning="how far the initial noise is from the seed's to the variation seed's",
+    )
+
     @property
     def guidance_scale(self) -> float:
         """The scale of classifier-free guidance; 1 and less means none."""
@@ -113,7 +186,15 @@ class Request:
 
     @property
     def seeds(self) -> list[int]:
+        """The seed of each image: counted up, but the same for all variations of one."""
+        if self.variation_strength > 0:
+            return [self.seed] * self.num_images
         return [(self.seed + index) % (MAX_SEED + 1) for index in range(self.num_images)]
+
+    @property
+    def variation_seeds(self) -> list[int]:
+        """The variation seed of each image."""
+        return [((self.variation_seed or 0) + index) % (MAX_SEED + 1) for index in range(self.num_images)]
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,12 @@ class DecodeWork:
 class HostTask:
     """Work for the host: `run` is called on a thread of the engine's pool and its result is the answer.
 
-    Meanwhile the picture takes part in no forward, and its neighbours go on.
+    Meanwhile the picture takes part in no forward, and its neighbours go on. If it does not wait, the answer comes at
+    once and is a `Future` of the result.
     """
 
     run: Callable[[], Any]
+    waits: bool = True
 
 
 Work = TextWork | EncodeWork | UNetWork | DecodeWork

@@ -242,6 +242,8 @@ class Engine:
             job.fail(error)
 
     def _ask(self, picture: Running, job: EngineJob, asked: Any) -> None:
+        while isinstance(asked, HostTask) and not asked.waits:
+            asked = picture.coroutine.send(self._host.start(asked.run))
         if isinstance(asked, HostTask):
             self._scheduler.suspend(picture)
             self._host.submit(asked.run, lambda result: self._arrivals.put(_Returned(picture, result)))

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,12 @@ class HostPool:
     def submit(self, run: Callable[[], Any], done: Done) -> None:
         self._tasks.put(partial(_run, run, done))
 
+    def start(self, run: Callable[[], Any]) -> Future[Any]:
+        """Submit a task; the future of its result."""
+        future: Future[Any] = Future()
+        self.submit(run, partial(_resolve, future))
+        return future
+
     def close(self) -> None:
         """Finish what was submitted, then end the threads."""
         for _ in self._threads:
@@ -35,6 +42,13 @@ class HostPool:
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             task()
+
+
+def _resolve(future: Future[Any], result: Any) -> None:
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
 def _run(run: Callable[[], Any], done: Done) -> None:

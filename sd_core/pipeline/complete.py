@@ -12,9 +12,11 @@ from PIL import Image
 from sd_core.checks import Checked, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, make
+from sd_core.pipeline.sample import options_of
 from sd_core.pipeline.sizes import choose_size, resized
 from sd_core.request import Request
-from sd_core.sampling.registry import resolve
+from sd_core.sampling.registry import SOLVERS, resolve
+from sd_core.sampling.schedule import v1_schedule
 
 RANDOM_SEEDS = 2**32
 MAX_LISTED = 10
@@ -45,20 +47,33 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
     """The request, of the type `into`, that a record's checked values make with the model of this name.
 
     `native_size` is the model's side in pixels. An image comes later, by `with_image`. Raises `InvalidRequest` for a
-    sampler or a schedule that does not exist.
+    sampler or a schedule that does not exist, for an option that the sampler does not have, or for too many steps.
     """
     sampler, schedule = resolve(values["sampler"], values["schedule"])
-    seed = values["seed"]
+    solver = SOLVERS[sampler]
+    solver.with_defaults(options_of(values))
+    solver.grid(schedule, v1_schedule(), values["steps"], None if values["image"] is None else values["strength"])
     filled = {
         "sampler": sampler,
         "schedule": schedule,
-        "seed": secrets.randbelow(RANDOM_SEEDS) if seed in (None, -1) else seed,
+        "seed": _drawn(values["seed"]),
+        "variation_seed": _variation_seed(values["variation_seed"], values["variation_strength"]),
         "width": values["width"] or native_size,
         "height": values["height"] or native_size,
         "model": model,
         "image": None,
     }
     return make(into, {**values, **filled})
+
+
+def _drawn(seed: int | None) -> int:
+    """The seed itself, or a random one for None and -1."""
+    return secrets.randbelow(RANDOM_SEEDS) if seed in (None, -1) else seed
+
+
+def _variation_seed(seed: int | None, strength: float) -> int | None:
+    """As `_drawn`, but nothing is drawn for a variation that nobody asks for."""
+    return None if strength == 0 and seed in (None, -1) else _drawn(seed)
 
 
 def with_image(request: R, image: Image.Image, width: int | None, height: int | None, max_pixels: int) -> R:

@@ -40,7 +40,7 @@ def picture(
     latents = None
     if source is not None:
         mean, logvar = yield EncodeWork(model.vae_key, source.key, source.pixels)
-        latents = model.networks.vae.sample(mean, logvar, noise.draw())
+        latents = model.networks.vae.sample(mean, logvar, noise.posterior())
     latents = yield from sample(Run.of(request), model, conditioning, latents, noise, on_step)
     pixels = yield DecodeWork(model.vae_key, latents)
     return HostTask(PendingImage(pixels).wait)

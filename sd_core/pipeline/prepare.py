@@ -9,9 +9,10 @@ import numpy as np
 from sd_core.pipeline.images import to_pixels
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.picture import Source, picture
+from sd_core.pipeline.sample import Run
 from sd_core.pipeline.watch import OnStep
 from sd_core.request import Request
-from sd_core.sampling.noise import CPUNoise
+from sd_core.sampling.noise import CPUNoise, Seeding
 from sd_core.text.tokenizer import tokenize
 from sd_core.work import HostTask, Picture, TextWork
 
@@ -34,18 +35,26 @@ def prepare(request: Request, model: StableDiffusion, on_step: Callable[[int], O
     source = None
     if request.image is not None:
         source = Source(_digest(request.image), to_pixels(request.image, model.device))
+    span = Run.of(request).span(model)
     pictures = [
         picture(
             request,
             model,
             (positive, negative),
-            CPUNoise(seed, shape, model.device),
+            CPUNoise(seed, shape, model.device, seeding(request, index), span),
             source,
             on_step and on_step(index),
         )
         for index, seed in enumerate(request.seeds)
     ]
     return Prepared(pictures, warnings + negative_warnings)
+
+
+def seeding(request: Request, index: int) -> Seeding:
+    """What the seed of the request's image of this index means."""
+    return Seeding(
+        request.rng, request.variation_seeds[index], request.variation_strength, request.eta_noise_seed_delta
+    )
 
 
 def read_prompt(prompt: str, model: StableDiffusion) -> Prepared:

@@ -32,12 +32,15 @@ def ddpm(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
     return x
 
 
-def ddim(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
-    """Deterministic: Song et al. 2020, "Denoising Diffusion Implicit Models", equation 12 with eta 0."""
+def ddim(x: Tensor, sigmas: Sigmas, noise: NoiseSource, eta: float = 0.0) -> Sampling:
+    """Song et al. 2020, "Denoising Diffusion Implicit Models", equation 12: deterministic with eta 0, DDPM with 1."""
     x = x * sqrt(alpha_of(sigmas[0]))
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         alpha, alpha_next = alpha_of(sigma), alpha_of(sigma_next)
         x0 = (yield Call(x / sqrt(alpha), sigma, step)).x0
         eps = (x - sqrt(alpha) * x0) / sqrt(1 - alpha)
-        x = sqrt(alpha_next) * x0 + sqrt(1 - alpha_next) * eps
+        fresh = eta * sqrt((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next))
+        x = sqrt(alpha_next) * x0 + sqrt(1 - alpha_next - fresh**2) * eps
+        if fresh > 0:
+            x = x + fresh * noise.draw()
     return x

@@ -1,4 +1,4 @@
-"""Euler, Euler ancestral and Heun.
+"""Euler and Euler ancestral, each also with CFG++.
 
 A step to sigma_next is written x0 + (x - x0) * (sigma_next / sigma). That is the usual
 x + (x - x0) / sigma * (sigma_next - sigma) without its subtraction of values as large as x: with zero terminal SNR,
@@ -6,43 +6,50 @@ sigma is up to 4,519.
 """
 
 from itertools import pairwise
-from math import sqrt
 
 from torch import Tensor
 
 from sd_core.sampling.noise import NoiseSource
 from sd_core.sampling.schedule import Sigmas
+from sd_core.sampling.steps import Churn, ancestral
 from sd_core.work import Call, Sampling
 
 
-def euler(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
-    """Karras et al. 2022, algorithm 2 without churn and without the correction."""
-    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+def euler(x: Tensor, sigmas: Sigmas, noise: NoiseSource, **churning: float) -> Sampling:
+    """Karras et al. 2022, algorithm 2 without the correction."""
+    churn = Churn(noise, len(sigmas) - 1, **churning)
+    for step, (level, sigma_next) in enumerate(pairwise(sigmas)):
+        x, sigma = churn.raised(x, level)
         x0 = (yield Call(x, sigma, step)).x0
         x = x0 + (x - x0) * (sigma_next / sigma)
     return x
 
 
-def euler_a(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
-    """Euler to below the next level, then fresh noise up to it (k-diffusion's `sample_euler_ancestral`, eta 1)."""
+def euler_a(x: Tensor, sigmas: Sigmas, noise: NoiseSource, eta: float = 1.0, s_noise: float = 1.0) -> Sampling:
+    """Euler to below the next level, then fresh noise up to it (k-diffusion's `sample_euler_ancestral`)."""
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = (yield Call(x, sigma, step)).x0
-        sigma_up = min(sigma_next, sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2))
-        sigma_down = sqrt(sigma_next**2 - sigma_up**2)
-        x = x0 + (x - x0) * (sigma_down / sigma)
+        down, up = ancestral(sigma, sigma_next, eta)
+        x = x0 + (x - x0) * (down / sigma)
         if sigma_next > 0:
-            x = x + noise.draw() * sigma_up
+            x = x + noise.draw() * (s_noise * up)
     return x
 
 
-def heun(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
-    """Karras et al. 2022, algorithm 2 without churn: two calls a step, but one for a step to sigma 0."""
+def euler_cfg_pp(x: Tensor, sigmas: Sigmas, noise: NoiseSource) -> Sampling:
+    """Chung et al. 2024, "CFG++", algorithm 2: the clean latents are guided, the noise that is added again is not."""
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        x0 = (yield Call(x, sigma, step)).x0
-        if sigma_next == 0:
-            return x0
-        slope = (x - x0) / sigma
-        euler_x = x0 + slope * sigma_next
-        slope_next = (euler_x - (yield Call(euler_x, sigma_next, step, call=1)).x0) / sigma_next
-        x = x + (slope + slope_next) / 2 * (sigma_next - sigma)
+        prediction = yield Call(x, sigma, step)
+        x = prediction.x0 + (x - prediction.x0_uncond) * (sigma_next / sigma)
+    return x
+
+
+def euler_a_cfg_pp(x: Tensor, sigmas: Sigmas, noise: NoiseSource, eta: float = 1.0, s_noise: float = 1.0) -> Sampling:
+    """`euler_cfg_pp` to below the next level, then fresh noise up to it (ComfyUI's `euler_ancestral_cfg_pp`)."""
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        prediction = yield Call(x, sigma, step)
+        down, up = ancestral(sigma, sigma_next, eta)
+        x = prediction.x0 + (x - prediction.x0_uncond) * (down / sigma)
+        if sigma_next > 0:
+            x = x + noise.draw() * (s_noise * up)
     return x

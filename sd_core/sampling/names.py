@@ -96,13 +96,17 @@ class Registry:
     def _schedule(self, name: str) -> str:
         found = self._schedule_spellings.get(fold(name))
         if found is None:
-            raise InvalidRequest(f"schedule is {_shown(name)}; {_nearest(name, self.schedule_names())}")
+            raise InvalidRequest(
+                f"schedule is {_shown(name)}; {_nearest(name, self.schedule_names(), self.schedule_names())}"
+            )
         return found
 
     def _sampler(self, name: str) -> Meaning:
         found = self._ids.get(name) or self._sampler_spellings.get(fold(name))
         if found is None:
-            raise InvalidRequest(f"sampler is {_shown(name)}; {_nearest(name, self.sampler_names())}")
+            raise InvalidRequest(
+                f"sampler is {_shown(name)}; {_nearest(name, self.sampler_names(), list(self.solvers))}"
+            )
         return found
 
     def _spelled_schedules(self) -> Iterator[tuple[str, str]]:
@@ -138,7 +142,8 @@ def fold(name: str) -> str:
 def _with_schedules(solver: Solver, schedules: Mapping[str, Schedule]) -> Solver:
     if solver.own_grid is not None:
         return replace(solver, schedules=MappingProxyType({DEFAULT: solver.own_grid}))
-    return replace(solver, schedules=MappingProxyType({name: entry.sigmas for name, entry in schedules.items()}))
+    followed = {name: solver.spacing(entry.sigmas) for name, entry in schedules.items()}
+    return replace(solver, schedules=MappingProxyType(followed))
 
 
 def _require(name: str, solver: Solver, schedule: str) -> None:
@@ -168,9 +173,11 @@ def _shown(name: str) -> str:
     return repr(name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + "...")
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name[:MAX_SHOWN].lower(), known, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    if len(known) > MAX_LISTED:
-        return hint or f"known: {', '.join(known[:MAX_LISTED])} and {len(known) - MAX_LISTED} more"
-    return f"{hint}known: {', '.join(known)}"
+def _nearest(name: str, known: list[str], listed: list[str]) -> str:
+    """The nearest of the known names; if there is none, or if they are few, also those that are to be listed."""
+    folded = {fold(each): each for each in known}
+    close = difflib.get_close_matches(fold(name[:MAX_SHOWN]), folded, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(repr(folded[each]) for each in close)}? " if close else ""
+    if len(listed) > MAX_LISTED:
+        return hint or f"known: {', '.join(listed[:MAX_LISTED])} and {len(listed) - MAX_LISTED} more"
+    return f"{hint}known: {', '.join(listed)}"

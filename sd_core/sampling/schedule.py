@@ -1,4 +1,4 @@
-"""The noise that a model was trained with, and the noise levels that a sampler visits.
+"""The noise that a model was trained with, and what describes the noise levels that a sampler visits.
 
 `sigma` is the noise's standard deviation relative to the signal, `timestep` the model's 0..999, `step` a sampler's
 count.
@@ -69,35 +69,3 @@ def tail(sigmas_of: SigmasOf, noise_schedule: NoiseSchedule, steps: int, strengt
     sigmas = sigmas_of(noise_schedule, steps)
     count = len(sigmas) - 1
     return sigmas[-max(1, int(count * strength)) - 1 :]
-
-
-def uniform_sigmas(noise_schedule: NoiseSchedule, steps: int) -> Sigmas:
-    """Timesteps evenly from the last to 0, not rounded, then sigma 0 (k-diffusion's `get_sigmas`)."""
-    timesteps = np.linspace(len(noise_schedule.sigmas) - 1, 0, steps)
-    return (*(noise_schedule.sigma(float(t)) for t in timesteps), 0.0)
-
-
-def karras_sigmas(noise_schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> Sigmas:
-    """Spaced evenly in sigma^(1/rho) between the model's largest and smallest sigma, then 0.
-
-    Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5.
-    """
-    largest, smallest = noise_schedule.sigmas[-1], noise_schedule.sigmas[0]
-    ramp = np.linspace(largest ** (1 / rho), smallest ** (1 / rho), steps) ** rho
-    return (*map(float, ramp), 0.0)
-
-
-def leading_sigmas(noise_schedule: NoiseSchedule, steps: int, final_sigma: float) -> Sigmas:
-    """At whole timesteps 1 + i x (1000 // steps), largest first, then `final_sigma` (CompVis' DDIM spacing)."""
-    stride = len(noise_schedule.sigmas) // steps
-    return (*(noise_schedule.sigmas[index * stride + 1] for index in reversed(range(steps))), final_sigma)
-
-
-def ddpm_sigmas(noise_schedule: NoiseSchedule, steps: int) -> Sigmas:
-    """Ends at the clean picture, as diffusers' DDPMScheduler does."""
-    return leading_sigmas(noise_schedule, steps, 0.0)
-
-
-def ddim_sigmas(noise_schedule: NoiseSchedule, steps: int) -> Sigmas:
-    """Ends at the smallest sigma that the model was trained with, as v1.5's own configuration does."""
-    return leading_sigmas(noise_schedule, steps, noise_schedule.sigmas[0])

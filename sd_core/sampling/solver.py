@@ -1,18 +1,20 @@
 """What a solver and a schedule declare about themselves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import inf, sqrt
 from types import MappingProxyType
 
 from torch import Tensor
 
 from sd_core.errors import InvalidRequest
-from sd_core.sampling.noise import NoiseSource
-from sd_core.sampling.schedule import NoiseSchedule, Sigmas, SigmasOf, StrengthRule, tail
+from sd_core.sampling.noise import Interval, NoiseSource
+from sd_core.sampling.schedule import NoiseSchedule, Sigmas, SigmasOf, StrengthRule, tail, v1_schedule
 from sd_core.work import Sampling
 
 NO_OPTIONS: Mapping[str, float] = MappingProxyType({})
+ANCESTRAL: Mapping[str, float] = MappingProxyType({"eta": 1.0, "s_noise": 1.0})
+CHURN: Mapping[str, float] = MappingProxyType({"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": inf, "s_noise": 1.0})
 
 
 def one_call_a_step(sigmas: Sigmas) -> int:
@@ -22,6 +24,19 @@ def one_call_a_step(sigmas: Sigmas) -> int:
 def two_calls_a_step(sigmas: Sigmas) -> int:
     """Two calls for each step, but one for a step to sigma 0."""
     return sum(2 if sigma_next > 0 else 1 for sigma_next in sigmas[1:])
+
+
+def up_to_three_calls_a_step(sigmas: Sigmas) -> int:
+    """Three calls for each step, but two for the last but one, and one for the last."""
+    return sum(min(3, steps_left) for steps_left in range(1, len(sigmas)))
+
+
+def no_intervals(_sigmas: Sigmas) -> Sequence[Interval]:
+    return ()
+
+
+def unchanged(sigmas_of: SigmasOf) -> SigmasOf:
+    return sigmas_of
 
 
 @dataclass(frozen=True)
@@ -37,11 +52,15 @@ class Schedule:
 class Solver:
     """A sampler without its schedule.
 
-    `sample(x, sigmas, noise, **options)` is its generator; `options` holds the name and default of each option that it
-    takes. `calls(sigmas)` is the number of `Call`s that it makes, and `strength` the rule by which image-to-image
-    shortens its grid. `a1111_schedule` is the one that A1111 uses if only the label is given. `aliases` are other
-    tools' names as they write them; variants with a leading "K" or the word "Scheduler" need no entry. A solver that
-    `reads_uncond` needs the unconditional prediction even if guidance is off.
+    - `sample(x, sigmas, noise, **options)` is its generator; `options` has the name and default of each option.
+    - `calls(sigmas)` is the number of `Call`s that it makes.
+    - `strength` is the rule by which image-to-image shortens its grid, `spacing` what it changes in every schedule.
+    - `a1111_schedule` is the schedule that A1111 uses if only the label is given.
+    - `aliases` are other tools' names as they write them; variants with a leading "K" or the word "Scheduler" need no
+      entry.
+    - A solver that `reads_uncond` needs the unconditional prediction even if guidance is off; one that `reads_schedule`
+      takes the model's `noise_schedule` as an argument.
+    - `intervals(sigmas)` are those of a Brownian path whose noise it asks for, in this order, at most one after a call.
     """
 
     label: str  # as AUTOMATIC1111 shows it
@@ -53,13 +72,16 @@ class Solver:
     options: Mapping[str, float] = field(default_factory=dict)
     calls: Callable[[Sigmas], int] = one_call_a_step
     reads_uncond: bool = False
+    reads_schedule: bool = False
+    intervals: Callable[[Sigmas], Sequence[Interval]] = no_intervals
+    spacing: Callable[[SigmasOf], SigmasOf] = unchanged
     strength: StrengthRule = tail
     schedules: Mapping[str, SigmasOf] = field(default_factory=dict)  # by name, filled in by the registry
 
     def grid(self, schedule: str, noise_schedule: NoiseSchedule, steps: int, strength: float | None = None) -> Sigmas:
         """The noise levels to visit. `strength`, in (0, 1], is that of image-to-image.
 
-        `schedule` is a name in `schedules`.
+        `schedule` is a name in `schedules`. Raises `InvalidRequest` if this grid cannot have as many steps.
         """
         sigmas_of = self.schedules[schedule]
         if strength is None:
@@ -80,9 +102,22 @@ class Solver:
         for name in options:
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
-                raise InvalidRequest(f"sampler {self.label} has no option {name!r}; its options: {known}")
+                raise InvalidRequest(f"{name}: sampler {self.label} has no such option; its options: {known}")
         return {**self.options, **options}
 
-    def run(self, x: Tensor, sigmas: Sigmas, noise: NoiseSource, options: Mapping[str, float] = NO_OPTIONS) -> Sampling:
-        """Start sampling from x (1, 4, h, w). Raises `InvalidRequest` as `with_defaults` does."""
-        return self.sample(x, sigmas, noise, **self.with_defaults(options))
+    def run(
+        self,
+        x: Tensor,
+        sigmas: Sigmas,
+        noise: NoiseSource,
+        options: Mapping[str, float] = NO_OPTIONS,
+        noise_schedule: NoiseSchedule | None = None,
+    ) -> Sampling:
+        """Start sampling from x (1, 4, h, w). `noise_schedule` is the model's, v1's if None.
+
+        Raises `InvalidRequest` as `with_defaults` does.
+        """
+        given = self.with_defaults(options)
+        if self.reads_schedule:
+            return self.sample(x, sigmas, noise, noise_schedule or v1_schedule(), **given)
+        return self.sample(x, sigmas, noise, **given)

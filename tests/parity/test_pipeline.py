@@ -24,12 +24,19 @@ from sd_core.sampling.schedule import v1_schedule
 from tests.support.pictures import psnr
 from tests.support.random_weights import FULL, TINY, write_checkpoint
 from tests.support.reference import reference_pipeline
-from tests.support.reference_schedulers import as_reference, reference_scheduler
+from tests.support.reference_schedulers import DIFFUSERS, as_reference, reference_scheduler
 from tests.support.tokenizer_files import clip_merges, write_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers on NumPy 2
 
-EVERY_SAMPLER = [(name, schedule) for name, solver in SOLVERS.items() for schedule in solver.schedules]
+EVERY_SAMPLER = [
+    (name, schedule)
+    for name in DIFFUSERS
+    for schedule in SOLVERS[name].schedules
+    if schedule in ("default", "karras")  # test_samplers.py has them all
+]
+# diffusers' image-to-image corrects a step of PNDM that it has not done, and does not cut the steps of the other two.
+WITH_IMAGES = [(name, schedule) for name, schedule in EVERY_SAMPLER if name not in ("plms", "lcm", "tcd")]
 LEAST_PSNR = 70.0
 
 
@@ -100,7 +107,7 @@ def test_text_to_image(tiny: Side, solver: str, schedule: str) -> None:
     assert_equal_pictures(tiny, request)
 
 
-@pytest.mark.parametrize(("solver", "schedule"), EVERY_SAMPLER)
+@pytest.mark.parametrize(("solver", "schedule"), WITH_IMAGES)
 def test_image_to_image(tiny: Side, solver: str, schedule: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     request = Request(

@@ -9,6 +9,7 @@ from sd_core.sampling.registry import (
     SCHEDULES,
     SOLVERS,
     a1111_label,
+    is_sampler,
     is_schedule,
     joined_name,
     resolve,
@@ -53,6 +54,65 @@ from sd_core.sampling.solver import Schedule, Solver
         ("DDIM", ("ddim", "default")),
         ("DDIMScheduler", ("ddim", "default")),
         ("DDPM", ("ddpm", "default")),
+        # RunPod's Stable Diffusion worker.
+        ("DPM-S", ("dpmpp_2s_a", "default")),
+        ("HEUN", ("heun", "default")),
+        ("IPNDM", ("ipndm", "default")),
+        ("KDPM2-A", ("dpm2_a", "default")),
+        ("KDPM2-D", ("dpm2", "default")),
+        ("PNDM", ("plms", "default")),
+        ("K-LMS", ("lms", "default")),
+        ("KLMS", ("lms", "default")),
+        # The exact id is canonical; other spellings of A1111's label are A1111's.
+        ("dpm2", ("dpm2", "default")),
+        ("DPM2", ("dpm2", "karras")),
+        ("k_dpm_2", ("dpm2", "default")),
+        ("k_dpm_2_ancestral", ("dpm2_a", "default")),
+        ("k_dpmpp_2m_ka", ("dpmpp_2m", "karras")),
+        ("DPM2 a Karras", ("dpm2_a", "karras")),
+        ("DPM++ 2S a", ("dpmpp_2s_a", "karras")),
+        ("DPM++ SDE", ("dpmpp_sde", "karras")),
+        ("DPM++ 2M SDE", ("dpmpp_2m_sde", "exponential")),
+        ("DPM++ 2M SDE Karras", ("dpmpp_2m_sde", "karras")),
+        ("DPM++ 2M SDE Heun", ("dpmpp_2m_sde_heun", "exponential")),
+        ("DPM++ 2M SDE Heun Exponential", ("dpmpp_2m_sde_heun", "exponential")),
+        ("DPM++ 3M SDE", ("dpmpp_3m_sde", "exponential")),
+        ("DPM++ 2M SGM Uniform", ("dpmpp_2m", "sgm_uniform")),
+        ("Euler Align Your Steps", ("euler", "ays")),
+        ("Euler Align Your Steps GITS", ("euler", "ays_gits")),
+        ("Euler KL Optimal", ("euler", "kl_optimal")),
+        ("Euler DDIM", ("euler", "ddim_uniform")),
+        ("LMS Karras", ("lms", "karras")),
+        ("UniPC", ("unipc", "default")),
+        ("LCM", ("lcm", "default")),
+        ("Restart", ("restart", "default")),
+        ("PLMS", ("plms", "default")),
+        ("IPNDM_V", ("ipndm_v", "default")),
+        ("HeunPP2", ("heunpp2", "default")),
+        ("Euler a CFG++", ("euler_a_cfg_pp", "default")),
+        # ComfyUI.
+        ("dpm_2_ancestral", ("dpm2_a", "default")),
+        ("dpmpp_2s_ancestral", ("dpmpp_2s_a", "default")),
+        ("dpmpp_sde_gpu", ("dpmpp_sde", "default")),
+        ("dpmpp_2m_sde_gpu", ("dpmpp_2m_sde", "default")),
+        ("dpmpp_2m_sde_heun_gpu", ("dpmpp_2m_sde_heun", "default")),
+        ("dpmpp_3m_sde_gpu", ("dpmpp_3m_sde", "default")),
+        ("euler_ancestral_cfg_pp", ("euler_a_cfg_pp", "default")),
+        ("dpmpp_2m_cfg_pp", ("dpmpp_2m_cfg_pp", "default")),
+        ("uni_pc_bh2", ("unipc", "default")),
+        ("uni_pc", ("unipc", "default")),
+        # diffusers.
+        ("PNDMScheduler", ("plms", "default")),
+        ("LMSDiscreteScheduler", ("lms", "default")),
+        ("KDPM2DiscreteScheduler", ("dpm2", "default")),
+        ("KDPM2AncestralDiscreteScheduler", ("dpm2_a", "default")),
+        ("DPMSolverSinglestepScheduler", ("dpmpp_2s_a", "default")),
+        ("DPMSolverSDEScheduler", ("dpmpp_sde", "default")),
+        ("DEISMultistepScheduler", ("deis", "default")),
+        ("UniPCMultistepScheduler", ("unipc", "default")),
+        ("IPNDMScheduler", ("ipndm", "default")),
+        ("LCMScheduler", ("lcm", "default")),
+        ("TCDScheduler", ("tcd", "default")),
     ],
 )
 def test_spellings_of_other_tools(spelling: str, expected: tuple[str, str]) -> None:
@@ -106,12 +166,43 @@ def test_labels_say_the_schedule_unless_a1111_means_it_anyway() -> None:
     assert a1111_label("dpmpp_2m", "default") == "DPM++ 2M Uniform"
 
 
+@pytest.mark.parametrize(
+    ("spelling", "schedule"),
+    [
+        ("SGMUniform", "sgm_uniform"),
+        ("simple", "simple"),
+        ("ddim", "ddim_uniform"),
+        ("align_your_steps", "ays"),
+        ("align_your_steps_GITS", "ays_gits"),
+        ("kl_optimal", "kl_optimal"),
+        ("linear_quadratic", "linear_quadratic"),
+        ("Polyexponential", "polyexponential"),
+        ("uniform", "default"),
+    ],
+)
+def test_schedules_of_other_tools(spelling: str, schedule: str) -> None:
+    assert resolve("Euler", spelling) == ("euler", schedule)
+
+
+def test_a_name_of_both_is_a_sampler_and_beside_a_sampler_a_schedule() -> None:
+    assert is_sampler("DDIM") and is_schedule("DDIM")
+    assert resolve("DDIM", None) == ("ddim", "default")
+    assert resolve("euler", "DDIM") == ("euler", "ddim_uniform")
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "plms", "lcm", "tcd", "restart"])
+def test_samplers_with_their_own_grid_follow_no_schedule(name: str) -> None:
+    assert list(SOLVERS[name].schedules) == ["default"]
+    with pytest.raises(InvalidRequest, match=f"sampler {name} has no schedule 'karras'; it has default"):
+        resolve(name, "karras")
+
+
 @pytest.mark.parametrize("spelling", ["default", "Uniform", "normal", "Karras", "KARRAS", "Automatic"])
 def test_spellings_of_schedules(spelling: str) -> None:
     assert is_schedule(spelling)
 
 
-@pytest.mark.parametrize("name", ["Nonesuch", "euler", "DDIM", "Euler Karras", "", "scheduler", "k"])
+@pytest.mark.parametrize("name", ["Nonesuch", "euler", "Euler Karras", "", "scheduler", "k"])
 def test_what_is_not_a_schedule(name: str) -> None:
     assert not is_schedule(name)
 
@@ -123,10 +214,11 @@ def test_what_is_not_a_schedule(name: str) -> None:
         ("DPM++ 2M Krras", None, "did you mean 'dpmpp_2m_karras'"),
         ("", None, "sampler is ''; known: ddpm"),
         ("Scheduler", None, "sampler is 'Scheduler'"),
-        ("plms", None, "known: ddpm"),
+        ("zzz", None, "known: ddpm, ddim, plms, lms, euler, euler_a, heun, heunpp2, dpm2, dpm2_a and 16 more"),
         ("Karras", None, "sampler is 'Karras'"),
         ("euler", "karas", "schedule is 'karas'; did you mean 'karras'"),
         ("DPM++ 2M", "Nonesuch", "schedule is 'Nonesuch'; known: default, karras"),
+        ("euler", "algn your stps", "schedule is 'algn your stps'; known: default"),
         (None, "", "schedule is ''"),
         ("ddim", "karras", "ddim has no schedule 'karras'; it has default"),
         ("DDIM Karras", None, "ddim has no schedule 'karras'; it has default"),
@@ -147,7 +239,7 @@ def test_a_long_list_of_names_is_not_repeated() -> None:
     solvers = {f"number_{n}": replace(SOLVERS["ddim"], label=f"Number {n}") for n in range(30)}
     many = Registry(solvers, SCHEDULES, default=("number_0", "default"))
     with pytest.raises(InvalidRequest) as refused:
-        many.resolve("plms", None)
+        many.resolve("zzz", None)
     assert str(refused.value).endswith("and 20 more")
     with pytest.raises(InvalidRequest) as refused:
         many.resolve("numbr_7", None)
@@ -157,7 +249,7 @@ def test_a_long_list_of_names_is_not_repeated() -> None:
 def test_names_are_listed() -> None:
     assert {"euler", "euler_karras", "dpmpp_2m_karras", "ddim"} <= set(sampler_names())
     assert "ddim_karras" not in sampler_names()
-    assert schedule_names() == ["default", "karras"]
+    assert schedule_names() == list(SCHEDULES) and schedule_names()[:2] == ["default", "karras"]
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from sd_core.sampling.schedule import (
-    ZERO_SNR_ALPHA,
-    NoiseSchedule,
-    SigmasOf,
-    ddim_sigmas,
-    ddpm_sigmas,
-    karras_sigmas,
-    uniform_sigmas,
-    v1_schedule,
-)
+from sd_core.sampling.schedule import ZERO_SNR_ALPHA, NoiseSchedule, v1_schedule
 
 V1 = v1_schedule()
 HALF = NoiseSchedule(V1.alphas_cumprod[:500], V1.sigmas[:500], V1.log_sigmas[:500])
@@ -56,36 +47,3 @@ def test_timestep_stays_within_the_trained_ones() -> None:
 
 def test_sigma_between_trained_timesteps_is_log_linear() -> None:
     assert V1.sigma(10.5) == pytest.approx(math.sqrt(V1.sigmas[10] * V1.sigmas[11]))
-
-
-def test_uniform_visits_unrounded_timesteps() -> None:
-    timesteps = [V1.timestep(sigma) for sigma in uniform_sigmas(V1, 4)[:-1]]
-    assert timesteps == pytest.approx([999, 666, 333, 0], abs=1e-6)
-    assert uniform_sigmas(V1, 4)[-1] == 0
-
-
-@pytest.mark.parametrize("noise_schedule", [V1, HALF], ids=["v1", "half"])
-def test_karras_follows_the_papers_formula(noise_schedule: NoiseSchedule) -> None:
-    low, high = noise_schedule.sigmas[0], noise_schedule.sigmas[-1]
-    expected = [(high ** (1 / 7) + i / 4 * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for i in range(5)]
-    assert karras_sigmas(noise_schedule, 5) == pytest.approx([*expected, 0])
-
-
-def test_leading_spacing_has_offset_one_and_its_own_end() -> None:
-    timesteps = [V1.timestep(sigma) for sigma in ddim_sigmas(V1, 4)]
-    assert timesteps == pytest.approx([751, 501, 251, 1, 0], abs=1e-6)
-    assert ddim_sigmas(V1, 4)[-1] == V1.sigmas[0]
-    assert ddpm_sigmas(V1, 4)[:-1] == ddim_sigmas(V1, 4)[:-1]
-    assert ddpm_sigmas(V1, 4)[-1] == 0
-
-
-@pytest.mark.parametrize(
-    ("sigmas_of", "timesteps"),
-    [
-        (uniform_sigmas, [499, 499 * 2 / 3, 499 / 3, 0]),
-        (ddpm_sigmas, [376, 251, 126, 1]),
-        (ddim_sigmas, [376, 251, 126, 1]),
-    ],
-)
-def test_noise_levels_are_those_of_the_model_that_is_given(sigmas_of: SigmasOf, timesteps: list[float]) -> None:
-    assert [HALF.timestep(sigma) for sigma in sigmas_of(HALF, 4)[:4]] == pytest.approx(timesteps, abs=0.01)

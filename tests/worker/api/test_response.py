@@ -89,6 +89,8 @@ def test_parameters_hold_every_resolved_value(tmp_path: Path) -> None:
         "prompt": "a cat", "negative_prompt": "fog", "steps": 3, "scale": 7.5, "do_scale": True, "seed": 7,
         "sampler": "euler", "schedule": "default", "width": 72, "height": 64, "model": "tiny",
         "num_images": 1, "output_format": "png",
+        "eta": None, "s_churn": None, "s_tmin": None, "s_tmax": None, "s_noise": None, "rng": "cpu",
+        "eta_noise_seed_delta": 0, "variation_seed": None, "variation_strength": 0.0,
     }  # fmt: skip
     again = parse_request(response["parameters"], LIMITS)
     assert (again.sampler_name, again.request.seed, again.request.width) == ("euler", 7, 72)
@@ -110,7 +112,7 @@ def test_a_png_carries_its_parameters_as_the_web_ui_writes_them(tmp_path: Path) 
     assert text == (
         "a cat, лес 🐈\non a mat\nNegative prompt: fog\n"
         "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 6, Size: 72x64, "
-        "Model hash: 0123456789, Model: tiny"
+        "Model hash: 0123456789, Model: tiny, RNG: CPU"
     )
 
 

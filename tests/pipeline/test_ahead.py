@@ -1,0 +1,101 @@
+"""Noise made ahead: what a picture yields for it, and that it changes nothing."""
+
+from collections.abc import Generator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+
+from sd_core.pipeline.ahead import supplied
+from sd_core.sampling.ahead import DEPTH, Ahead
+from sd_core.work import HostTask
+from tests.support.drive import drive
+
+NUMBERS = [torch.tensor(float(number)) for number in range(8)]
+
+
+def asking(ahead: Ahead, count: int = len(NUMBERS)) -> Generator[int, None, list[float]]:
+    """Yields a work, then takes one number; the last work needs none."""
+    taken = []
+    for work in range(count):
+        yield work
+        taken.append(float(ahead.take()))
+    yield count
+    return taken
+
+
+def run_at_once(asked: Any) -> Any:
+    if not isinstance(asked, HostTask):
+        return None
+    if asked.waits:
+        return asked.run()
+    future: Future[None] = Future()
+    asked.run()
+    future.set_result(None)
+    return future
+
+
+def test_noise_is_made_before_the_work_and_never_waited_for_if_it_is_ready() -> None:
+    ahead = Ahead(iter(NUMBERS), started=True)
+    taken, asked = drive(supplied(asking(ahead), ahead), run_at_once)
+    assert taken == [float(number) for number in range(8)]
+    assert isinstance(asked[0], HostTask) and not asked[0].waits
+    assert not any(isinstance(each, HostTask) and each.waits for each in asked)
+    assert [each for each in asked if not isinstance(each, HostTask)] == list(range(9))
+
+
+def test_a_picture_waits_on_the_host_for_noise_that_is_not_ready() -> None:
+    ahead = Ahead(iter(NUMBERS), started=True)
+    late: list[tuple[Any, Future[None]]] = []
+
+    def slowly(asked: Any) -> Any:
+        """The host does a task only when its result is waited for."""
+        if not isinstance(asked, HostTask):
+            return None
+        if not asked.waits:
+            late.append((asked.run, Future()))
+            return late[-1][1]
+        run, future = late[-1]
+        run()
+        future.set_result(None)
+        return asked.run()
+
+    taken, asked = drive(supplied(asking(ahead), ahead), slowly)
+    assert taken == [float(number) for number in range(8)]
+    waits = sum(isinstance(each, HostTask) and each.waits for each in asked)
+    assert waits == len(late) == -(-len(NUMBERS) // DEPTH), "one wait for each time that several are made"
+
+
+def test_noise_that_cannot_be_made_fails_the_picture() -> None:
+    def broken() -> Generator[torch.Tensor, None, None]:
+        raise MemoryError("no room for noise")
+        yield NUMBERS[0]
+
+    ahead = Ahead(broken(), started=True)
+
+    def failing(asked: Any) -> Any:
+        if not isinstance(asked, HostTask):
+            return None
+        if asked.waits:
+            return asked.run()
+        future: Future[None] = Future()
+        try:
+            asked.run()
+        except MemoryError as error:
+            future.set_exception(error)
+        return future
+
+    with pytest.raises(MemoryError, match="no room for noise"):
+        drive(supplied(asking(ahead), ahead), failing)
+
+
+def test_a_sampler_that_takes_more_than_one_finds_them_all_the_same() -> None:
+    def greedy(ahead: Ahead) -> Generator[int, None, list[float]]:
+        yield 0
+        return [float(ahead.take()) for _ in NUMBERS]
+
+    ahead = Ahead(iter(NUMBERS), started=True)
+    assert drive(supplied(greedy(ahead), ahead), run_at_once)[0] == [float(number) for number in range(8)]
+    with pytest.raises(StopIteration):
+        ahead.take()
