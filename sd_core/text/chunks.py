@@ -130,7 +130,7 @@ def _segments(text: str, vocabulary: Vocabulary, unknown: list[str]) -> Iterator
     """The tokens of a text and of the embeddings that it names, each apart; appends to `unknown`."""
     first, *named = _NAMED.split(text)
     yield vocabulary.ids(first)
-    for part in named:
+    for part in filter(str.strip, named):
         name, _, rest = part.strip().replace("\n", " ").partition(" ")
         embedding = vocabulary.find(name)
         if embedding is None and (bare := name.strip(",")) != name:

@@ -19,7 +19,7 @@ from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
 from sd_core.models.vae import TILE, VAE
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.work import Context, DecodeWork, EncodeWork, TextWork, UNetWork
+from sd_core.work import Context, DecodeWork, Embedding, EncodeWork, TextWork, UNetWork
 from tests.support.memory import KINDS, peak_and_counted
 
 CPU = torch.device("cpu")
@@ -258,6 +258,29 @@ class TestText:
         answers, held = Runner(Memory(CPU), [kind]).run(kind, works)
         assert not held and rows == [3, 2, 1, 1, 1]
         assert [len(contexts) for contexts in answers] == [2, 1]
+
+    @torch.inference_mode()
+    def test_an_embeddings_vectors_stand_in_place_of_tokens(
+        self, tiny_model: StableDiffusion, kind: TextKind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The vectors of the tokens themselves change nothing, and equal content is encoded once."""
+        encoder = tiny_model.networks.text_encoder
+        (plain,) = self.work(tiny_model, "a cat").prompts
+        own = encoder.text_model.embeddings.token_embedding(torch.tensor(plain[1:3])).clone()
+
+        def vectors(sha256: str, values: Tensor) -> TextWork:
+            tokens = Embedding(("x",), sha256, values).tokens
+            return TextWork(tiny_model.text_key, ((plain[0], *tokens, *plain[3:]), plain))
+
+        forwards = counted(monkeypatch, CLIPTextEncoder, "forward")
+        ((same, cat),) = kind.run([vectors("one", own)])
+        torch.testing.assert_close(same.states, cat.states)
+        torch.testing.assert_close(cat.states, encoder(torch.tensor([plain])))
+        ((other, _),) = kind.run([vectors("two", normal(2, own.shape[1]))])
+        assert not torch.allclose(other.states, cat.states, atol=1e-3)
+        ((again, _),) = kind.run([vectors("one", own.clone())])
+        assert again.states is same.states and again.key == same.key != other.key
+        assert forwards[0] == 2 and forwards[2:] == [1]
 
     def test_equal_prompts_are_the_same_work(self, tiny_model: StableDiffusion, kind: TextKind) -> None:
         assert kind.identity(self.work(tiny_model, "a", "b")) == kind.identity(self.work(tiny_model, "a", "b"))

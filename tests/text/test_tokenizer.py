@@ -13,11 +13,6 @@ from sd_core.text.tokenizer import CLIPTokenizer
 
 
 @pytest.fixture(scope="module")
-def tokenizer(clip_vocabulary: Path) -> CLIPTokenizer:
-    return CLIPTokenizer.load(clip_vocabulary)
-
-
-@pytest.fixture(scope="module")
 def reference(clip_vocabulary: Path) -> Any:
     return ReferenceTokenizer.from_pretrained(str(clip_vocabulary))
 
