@@ -63,21 +63,6 @@ def bundled_embeddings(path: Path) -> list[Embedding]:
     return embeddings
 
 
-def require_fits(embedding: Embedding, width: int, most: int) -> None:
-    """Raise `ModelError` unless a text encoder of this width, which reads `most` tokens at once, can use it."""
-    count, found = embedding.vectors.shape
-    name = show(embedding.names[0])
-    if found != width:
-        raise ModelError(
-            f"the embedding {name} has vectors of width {found}, this model's text encoder takes {width}: "
-            "it was made for another family of models"
-        )
-    if count > most:
-        raise ModelError(
-            f"the embedding {name} has {count} vectors, more than the {most} that fit into a prompt's chunk"
-        )
-
-
 def _opened(path: Path) -> TensorFile:
     return read_checkpoint(path) if is_pickle(first_bytes(path)) else open_safetensors(path)
 

@@ -8,7 +8,6 @@ import torch
 
 from sd_core.device import DTYPES, choose_device, choose_dtype
 from sd_core.errors import ModelError
-from sd_core.formats.embedding import require_fits
 from sd_core.formats.load import Networks, load_networks
 from sd_core.pipeline.preview import LATENT_TO_RGB, LatentToRGB, latent_to_rgb_of
 from sd_core.sampling.denoise import Denoiser
@@ -97,11 +96,8 @@ class StableDiffusion:
     def with_embeddings(self, embeddings: Iterable[Embedding]) -> "StableDiffusion":
         """The same model, whose prompts may name these embeddings; of two with one name the first is taken.
 
-        Raises `ModelError` that names the embedding whose vectors are of another width than the text encoder's, or more
-        than it reads at once.
+        One that does not fit the text encoder is an error of the job that names it.
         """
-        known = list(embeddings)
         config = self.networks.text_encoder.config
-        for embedding in known:
-            require_fits(embedding, config.width, config.max_length - 2)
-        return replace(self, vocabulary=Vocabulary.of(self.tokenizer, known))
+        vocabulary = Vocabulary.of(self.tokenizer, embeddings, config.width, config.max_length - 2)
+        return replace(self, vocabulary=vocabulary)

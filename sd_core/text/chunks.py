@@ -132,12 +132,12 @@ def _segments(text: str, vocabulary: Vocabulary, unknown: list[str]) -> Iterator
     yield vocabulary.ids(first)
     for part in filter(str.strip, named):
         name, _, rest = part.strip().replace("\n", " ").partition(" ")
-        embedding = vocabulary.find(name)
-        if embedding is None and (bare := name.strip(",")) != name:
-            embedding = vocabulary.find(bare)
+        vectors = vocabulary.find(name)
+        if vectors is None and (bare := name.strip(",")) != name:
+            vectors = vocabulary.find(bare)
             name, rest = bare, f"{name[len(bare) :]} {rest}"
-        if embedding is None:
+        if vectors is None:
             unknown.append(name)
         else:
-            yield embedding.tokens
+            yield vectors
         yield vocabulary.ids(rest)

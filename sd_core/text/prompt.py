@@ -11,7 +11,7 @@ from sd_core.text.chunks import Chunk, a1111_chunks, comfy_chunks, plain_chunks
 from sd_core.text.comfy import parse_comfy
 from sd_core.text.composition import split_prompt
 from sd_core.text.editing import Steps, versions
-from sd_core.text.vocabulary import Vocabulary
+from sd_core.text.vocabulary import UnfitEmbedding, Vocabulary
 from sd_core.text.weights import Piece, parse_weights
 
 A1111, COMFY, PLAIN = "a1111", "comfy", "plain"
@@ -85,7 +85,8 @@ class Reader:
     def parts(self, text: str, steps: Steps, name: str) -> tuple[Timeline, ...]:
         """A prompt, which may be several joined by AND; `name` is its field's.
 
-        Raises `InvalidRequest` for a weight beyond the limit, and for prompts that take too much encoding.
+        Raises `InvalidRequest` for a weight beyond the limit, for an embedding that does not fit the text encoder, and
+        for prompts that take too much encoding.
         """
         if self.syntax != A1111:
             return (self.whole(text, steps, name),)
@@ -112,7 +113,10 @@ class Reader:
             raise InvalidRequest(
                 f"{name}: the versions that editing makes of the prompts have more than {MAX_CHARACTERS:,} characters"
             )
-        prompt = Prompt(self.syntax, self._divide(text, name))
+        try:
+            prompt = Prompt(self.syntax, self._divide(text, name))
+        except UnfitEmbedding as reason:
+            raise InvalidRequest(f"{name}: {reason}") from None
         self._chunks += len(prompt.chunks)
         if self._chunks > MAX_CHUNKS:
             raise InvalidRequest(

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sd_core.errors import ModelError
-from sd_core.formats.embedding import bundled_embeddings, load_embedding, require_fits
-from sd_core.work import Embedding
+from sd_core.formats.embedding import bundled_embeddings, load_embedding
 
 VECTORS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 OTHER = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
@@ -158,12 +157,3 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2**24 + 1)}, path)
     with pytest.raises(ModelError, match=r"has 67,\d+,\d+ bytes: it is not an embedding"):
         load_embedding(path)
-
-
-def test_an_embedding_of_another_width_or_too_many_vectors_is_refused_by_name() -> None:
-    embedding = Embedding(("my style",), "sha", VECTORS)
-    require_fits(embedding, 8, 3)
-    with pytest.raises(ModelError, match=r"the embedding my style has vectors of width 8, .* takes 768"):
-        require_fits(embedding, 768, 3)
-    with pytest.raises(ModelError, match="the embedding my style has 3 vectors, more than the 2"):
-        require_fits(embedding, 8, 2)

@@ -139,6 +139,20 @@ def test_a_weight_beyond_the_limit_is_refused_by_field(vocabulary: Vocabulary, t
         reader(vocabulary, syntax).parts(text, TEN, "prompt")
 
 
+@pytest.mark.parametrize("syntax", ["a1111", "comfy", "plain"])
+def test_an_embedding_that_does_not_fit_is_refused_by_name(tokenizer: CLIPTokenizer, syntax: str) -> None:
+    wide = Embedding(("zwide",), "sha of wide", torch.zeros(1, 1024))
+    many = Embedding(("zmany",), "sha of many", torch.zeros(76, 768))
+    reads = reader(Vocabulary.of(tokenizer, [wide, many], width=768, most=75), syntax)
+    reads.parts("a cat", TEN, "prompt")
+    with pytest.raises(InvalidRequest, match=r"^prompt: the embedding 'zwide' .* of width 1024, .* takes 768$"):
+        reads.parts("a embedding:zwide", TEN, "prompt")
+    with pytest.raises(
+        InvalidRequest, match=r"^negative_prompt: the embedding 'zmany' has 76 vectors, more than the 75"
+    ):
+        reads.whole("a embedding:zmany", TEN, "negative_prompt")
+
+
 def test_no_more_prompts_than_rows_allow_are_joined(vocabulary: Vocabulary) -> None:
     assert len(reader(vocabulary).parts(" AND ".join("a" * MAX_PARTS), TEN, "prompt")) == MAX_PARTS
     with pytest.raises(InvalidRequest, match=r"^prompt: 1,000 prompts are joined by AND, at most 16 are allowed$"):
