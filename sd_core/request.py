@@ -45,6 +45,14 @@ def _scale_to_text(request: "Request") -> str:
     return f"{request.guidance_scale:g}"
 
 
+def _syntax_to_text(request: "Request") -> str | None:
+    return None if request.prompt_syntax == "a1111" else request.prompt_syntax
+
+
+def _clip_skip_to_text(request: "Request") -> str | None:
+    return None if request.clip_skip == 1 else str(request.clip_skip)
+
+
 @dataclass(frozen=True)
 class Request:
     """One job, validated and with every default filled in.
@@ -177,6 +185,23 @@ class Request:
         label="Variation seed strength",
         to_text=_variation_to_text,
         meaning="how far the initial noise is from the seed's to the variation seed's",
+    )
+
+    # How prompts are read.
+    prompt_syntax: str = option(
+        "a1111",
+        choices=("a1111", "comfy", "plain"),
+        label="Prompt syntax",
+        to_text=_syntax_to_text,
+        meaning="see below",
+    )
+    clip_skip: int = option(
+        1,
+        low=1,
+        high=12,
+        label="Clip skip",
+        to_text=_clip_skip_to_text,
+        meaning="the text encoder's layer that is used, counted from the last one; at most as many as it has",
     )
 
     @property

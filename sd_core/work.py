@@ -52,14 +52,47 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Vector:
+    """A token that an embedding file brings: its row `row`, an input vector (width,) of the text encoder.
+
+    Vectors of files with equal content are equal.
+    """
+
+    sha256: str
+    row: int
+    values: Tensor = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A textual inversion: vectors (n, width), n at least 1, that stand for a word of a prompt.
+
+    `names` are the words: the file's name without its ending, then what the file itself calls it. `sha256` is the
+    file's.
+    """
+
+    names: tuple[str, ...]
+    sha256: str
+    vectors: Tensor = field(compare=False, repr=False)
+
+    @property
+    def tokens(self) -> tuple[Vector, ...]:
+        return tuple(Vector(self.sha256, row, values) for row, values in enumerate(self.vectors))
+
+
+Token = int | Vector
+"""An id of the tokenizer's vocabulary, or a vector in its place."""
+
+
+@dataclass(frozen=True)
 class TextWork:
-    """Token ids of prompts, each begun, ended and padded; answered by one `Context` per prompt.
+    """Tokens of prompts, each begun, ended and padded; answered by one `Context` per prompt.
 
     `skip` layers before the end the encoder stops. `network` names a text encoder.
     """
 
     network: str
-    prompts: tuple[tuple[int, ...], ...]
+    prompts: tuple[tuple[Token, ...], ...]
     skip: int = 0
 
 

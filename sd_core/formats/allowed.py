@@ -2,7 +2,7 @@
 
 The table holds everything that `torch.load(weights_only=True)` accepts (torch/_weights_only_unpickler.py), and the
 harmless values that training tools and A1111's own checks let stand beside the weights: numpy's arrays and scalars,
-`ParameterDict`, Lightning's callbacks. No entry is ever imported or called: what is not a tensor or a plain container
+`ParameterList`, Lightning's callbacks. No entry is ever imported or called: what is not a tensor or a plain container
 becomes an `Inert`.
 """
 
@@ -20,6 +20,7 @@ from sd_core.formats.rebuild import (
     new_parameter,
     ordered_dict,
     parameter,
+    parameter_dict,
     size,
     tensor,
     tensor_v3,
@@ -65,6 +66,7 @@ _CONTAINERS: _Calls = {
     "collections Counter": counter,
     "torch Size": size,
     "torch._tensor _rebuild_from_type_v2": typed,
+    "torch.nn.modules.container ParameterDict": parameter_dict,
 }
 
 _TENSORS: _Calls = {
@@ -101,7 +103,7 @@ _INERT = (
     *("torch device", "torch.serialization _get_layout", "torch.storage TypedStorage", "torch.storage _TypedStorage"),
     *("torch per_tensor_affine", "torch per_tensor_symmetric"),
     *("torch per_channel_affine", "torch per_channel_symmetric", "torch per_channel_affine_float_qparams"),
-    *("torch.nn.modules.container ParameterDict", "torch.nn.modules.container ParameterList"),
+    "torch.nn.modules.container ParameterList",
     *("numpy dtype", "numpy.core.multiarray scalar", "numpy._core.multiarray scalar"),
     *(
         f"numpy {kind}{bits}"

@@ -14,7 +14,7 @@ import torch
 from sd_core.errors import ModelError
 from sd_core.formats.allowed import ALLOWED, Meaning
 from sd_core.formats.keys import show
-from sd_core.formats.rebuild import Function, Inert, Storage, StorageType, insert
+from sd_core.formats.rebuild import Function, Inert, Parameters, Storage, StorageType, insert
 
 # Instructions of one pickle. Each creates an object of a few hundred bytes at most, so this bounds the memory.
 MAX_STEPS = 2_000_000
@@ -130,8 +130,7 @@ class Machine:
                 _, arguments, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
                 self.stack.append(self._call(function, arguments))
             case "BUILD":
-                # The state is dropped: containers keep only their items, and descriptions have no state.
-                self.stack.pop()
+                self._build(self.stack.pop())
             case _:
                 raise ModelError(f"the pickle uses the instruction {name}, which no checkpoint needs")
 
@@ -175,6 +174,17 @@ class Machine:
             _set_items(target, items)
         elif not isinstance(target, Inert):
             raise TypeError("items are set in something that is not a dictionary")
+
+    def _build(self, state: object) -> None:
+        """Drop a state: containers keep only their items, and descriptions have no state.
+
+        A `ParameterDict` has its items in its state.
+        """
+        target = self.stack[-1]
+        items = state.get("_parameters") if isinstance(target, Parameters) and isinstance(state, dict) else None
+        if isinstance(target, Parameters) and isinstance(items, dict):
+            self._spend(len(items))
+            target.update(items)
 
     def _call(self, function: object, arguments: object) -> object:
         """A description of what an allowed function or class would return."""

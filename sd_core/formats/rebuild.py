@@ -48,6 +48,10 @@ class Inert:
     what: str = ""
 
 
+class Parameters(dict[object, object]):
+    """A `ParameterDict`, as the first textual inversions hold their vectors: its items are part of its state."""
+
+
 @dataclass(frozen=True)
 class Storage:
     """`count` elements, from element `first` on, of the storage that the file keeps under `key`."""
@@ -109,6 +113,11 @@ def default_dict(arguments: tuple[object, ...]) -> dict[object, object]:
     if len(arguments) > 1:
         raise TypeError("a defaultdict takes its factory only")
     return {}
+
+
+def parameter_dict(_arguments: tuple[object, ...]) -> Parameters:
+    """`torch.nn.ParameterDict`, still without its state."""
+    return Parameters()
 
 
 def counter(arguments: tuple[object, ...]) -> object:

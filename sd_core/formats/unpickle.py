@@ -126,7 +126,12 @@ def _read_legacy(file: io.BufferedReader, size: int) -> tuple[object, dict[str, 
 
 
 def _named(root: object) -> dict[str, PickledTensor]:
-    """The state dict's tensors. Without a `state_dict`, also those one level deeper, under joined names."""
+    """The state dict's tensors. Without a `state_dict`, also those one level deeper, under joined names.
+
+    Items of a list are named by their indices.
+    """
+    if isinstance(root, list):
+        root = {str(index): item for index, item in enumerate(root)}
     if not isinstance(root, dict):
         raise ModelError("it holds no dictionary of tensors")
     nested = root.get("state_dict")

@@ -1,9 +1,23 @@
 """What an image is made of at each of its steps: the contexts of its prompts."""
 
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
-from sd_core.work import Call, Context
+from torch import Tensor
+
+from sd_core.cache import LRU
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.text.prompt import Prompt, Timeline
+from sd_core.text.weighting import join
+from sd_core.work import Call, Context, TextWork, Token
+
+CHUNKS_A_WORK = 16
+"""Chunks that an image asks for at once: many more would delay the steps of others."""
+
+JOINED_BYTES = 2**25
+"""Contexts of a job that are kept joined and weighted."""
 
 
 @dataclass(frozen=True)
@@ -29,3 +43,62 @@ class Constant:
 
     def at(self, _call: Call) -> Rows:
         return Rows(((self.positive, 1.0),), self.negative)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one run of a sampler, shared by the images of a job.
+
+    A run's calls are counted as `calls_a_step` for each step. `skip` layers before the end the text encoder stops.
+    `empty` holds the tokens of the empty prompt.
+    """
+
+    positive: tuple[Timeline, ...]
+    negative: Timeline
+    empty: tuple[Token, ...]
+    skip: int = 0
+    calls_a_step: int = 1
+    joined: LRU[bytes, Tensor] = field(
+        default_factory=lambda: LRU(JOINED_BYTES, lambda states: states.nbytes), compare=False, repr=False
+    )
+
+    @property
+    def chunks(self) -> list[tuple[Token, ...]]:
+        """The tokens of every chunk that is to be encoded, each once."""
+        prompts = [prompt for timeline in (*self.positive, self.negative) for _, prompt in timeline.versions]
+        tokens = dict.fromkeys(chunk.tokens for prompt in prompts for chunk in prompt.chunks)
+        if any(prompt.needs_empty for prompt in prompts):
+            tokens[self.empty] = None
+        return list(tokens)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Prompts whose chunks are encoded: hidden states (1, T, D) by tokens. `key` names encoder and layer."""
+
+    prompts: Prompts
+    states: Mapping[tuple[Token, ...], Tensor]
+    key: tuple[str, int]
+
+    def at(self, call: Call) -> Rows:
+        index = call.step * self.prompts.calls_a_step + call.call
+        positive = tuple((self._context(each.at(index)), each.weight) for each in self.prompts.positive)
+        return Rows(positive, self._context(self.prompts.negative.at(index)))
+
+    def _context(self, prompt: Prompt) -> Context:
+        joined = self.prompts.joined.get(prompt.digest)
+        if joined is None:
+            empty = self.states[self.prompts.empty] if prompt.needs_empty else None
+            joined = join([self.states[chunk.tokens] for chunk in prompt.chunks], prompt.chunks, empty)
+            self.prompts.joined.put(prompt.digest, joined)
+        return Context((*self.key, prompt.digest), joined)
+
+
+def encoded(prompts: Prompts, model: StableDiffusion) -> Generator[TextWork, tuple[Context, ...], Encoded]:
+    """Encode all chunks of the prompts, some at a time."""
+    states: dict[tuple[Token, ...], Tensor] = {}
+    waiting = iter(prompts.chunks)
+    while some := tuple(islice(waiting, CHUNKS_A_WORK)):
+        contexts = yield TextWork(model.text_key, some, prompts.skip)
+        states |= {tokens: context.states for tokens, context in zip(some, contexts, strict=True)}
+    return Encoded(prompts, states, (model.text_key, prompts.skip))

@@ -1,6 +1,7 @@
 """A checkpoint and its tokenizer, loaded and ready."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from sd_core.pipeline.preview import LATENT_TO_RGB, LatentToRGB, latent_to_rgb_o
 from sd_core.sampling.denoise import Denoiser
 from sd_core.sampling.schedule import v1_schedule
 from sd_core.text.tokenizer import CLIPTokenizer
+from sd_core.text.vocabulary import Vocabulary
+from sd_core.work import Embedding
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,21 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """The networks of a checkpoint, its tokenizer, and how its UNet's output becomes a prediction.
+    """The networks of a checkpoint, its tokenizer with the embeddings that prompts may name, and how its UNet's output
+    becomes a prediction.
 
     The keys are the names under which an engine finds the networks of each role.
     """
 
     networks: Networks = field(repr=False)
-    tokenizer: CLIPTokenizer = field(repr=False)
+    vocabulary: Vocabulary = field(repr=False)
     info: ModelInfo
     denoiser: Denoiser = field(repr=False)
     latent_to_rgb: LatentToRGB = LATENT_TO_RGB
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        return self.vocabulary.tokenizer
 
     @property
     def text_key(self) -> str:
@@ -83,4 +91,13 @@ class StableDiffusion:
         architecture = networks.architecture
         schedule = v1_schedule(zero_terminal_snr=architecture.zero_terminal_snr)
         denoiser = Denoiser(schedule, architecture.prediction_type)
-        return cls(networks, tokenizer, info, denoiser, latent_to_rgb_of(networks.metadata))
+        return cls(networks, Vocabulary.of(tokenizer), info, denoiser, latent_to_rgb_of(networks.metadata))
+
+    def with_embeddings(self, embeddings: Iterable[Embedding]) -> "StableDiffusion":
+        """The same model, whose prompts may name these embeddings; of two with one name the first is taken.
+
+        One that does not fit the text encoder is an error of the job that names it.
+        """
+        config = self.networks.text_encoder.config
+        vocabulary = Vocabulary.of(self.tokenizer, embeddings, config.width, config.max_length - 2)
+        return replace(self, vocabulary=vocabulary)

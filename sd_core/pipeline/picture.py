@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sd_core.pipeline.conditioning import Constant
+from sd_core.pipeline.conditioning import Prompts, encoded
 from sd_core.pipeline.images import PendingImage
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.sample import Run, sample
 from sd_core.pipeline.watch import OnStep
 from sd_core.request import Request
 from sd_core.sampling.noise import NoiseSource
-from sd_core.work import DecodeWork, EncodeWork, HostTask, Picture, TextWork
+from sd_core.work import DecodeWork, EncodeWork, HostTask, Picture
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Source:
 def picture(
     request: Request,
     model: StableDiffusion,
-    prompts: tuple[tuple[int, ...], tuple[int, ...]],
+    prompts: Prompts,
     noise: NoiseSource,
     source: Source | None = None,
     on_step: OnStep | None = None,
 ) -> Picture:
-    """Text-to-image, or image-to-image from `source`; `prompts` are the ids of the prompt and the negative prompt.
+    """Text-to-image, or image-to-image from `source`.
 
     Draws from `noise` in this order: the VAE posterior's sample (image-to-image only), the initial noise, then the
     sampler's own draws.
     """
-    conditioning = Constant(*(yield TextWork(model.text_key, prompts)))
+    conditioning = yield from encoded(prompts, model)
     latents = None
     if source is not None:
         mean, logvar = yield EncodeWork(model.vae_key, source.key, source.pixels)

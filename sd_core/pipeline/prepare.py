@@ -9,11 +9,12 @@ import numpy as np
 from sd_core.pipeline.images import to_pixels
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.picture import Source, picture
+from sd_core.pipeline.prompts import read_prompts, reader_of
 from sd_core.pipeline.sample import Run
 from sd_core.pipeline.watch import OnStep
 from sd_core.request import Request
 from sd_core.sampling.noise import CPUNoise, Seeding
-from sd_core.text.tokenizer import tokenize
+from sd_core.text.chunks import plain_chunks
 from sd_core.work import HostTask, Picture, TextWork
 
 
@@ -26,10 +27,9 @@ class Prepared:
 
 
 def prepare(request: Request, model: StableDiffusion, on_step: Callable[[int], OnStep] | None = None) -> Prepared:
-    """Tokenize both prompts and make the coroutines; `on_step(index)` is called after each step of picture `index`."""
-    length = model.networks.text_encoder.config.max_length
-    positive, warnings = tokenize(model.tokenizer, request.prompt, length, "prompt")
-    negative, negative_warnings = tokenize(model.tokenizer, request.negative_prompt, length, "negative_prompt")
+    """Read both prompts and make the coroutines; `on_step(index)` is called after each step of picture `index`."""
+    reader = reader_of(model, request.prompt_syntax)
+    prompts = read_prompts(reader, model, request.prompt, request.negative_prompt, Run.of(request), request.clip_skip)
     vae = model.networks.vae
     shape = (1, vae.config.z_channels, request.height // vae.downscale, request.width // vae.downscale)
     source = None
@@ -40,14 +40,14 @@ def prepare(request: Request, model: StableDiffusion, on_step: Callable[[int], O
         picture(
             request,
             model,
-            (positive, negative),
+            prompts,
             CPUNoise(seed, shape, model.device, seeding(request, index), span),
             source,
             on_step and on_step(index),
         )
         for index, seed in enumerate(request.seeds)
     ]
-    return Prepared(pictures, warnings + negative_warnings)
+    return Prepared(pictures, reader.warnings)
 
 
 def seeding(request: Request, index: int) -> Seeding:
@@ -59,13 +59,13 @@ def seeding(request: Request, index: int) -> Seeding:
 
 def read_prompt(prompt: str, model: StableDiffusion) -> Prepared:
     """A job that encodes a prompt and generates nothing: its image has no pixels."""
-    ids, warnings = tokenize(model.tokenizer, prompt, model.networks.text_encoder.config.max_length, "prompt")
+    (chunk,), _ = plain_chunks(prompt, model.vocabulary, model.networks.text_encoder.config.max_length)
 
     def reading() -> Picture:
-        yield TextWork(model.text_key, (ids,))
+        yield TextWork(model.text_key, (chunk.tokens,))
         return HostTask(lambda: np.empty((0, 0, 3), np.uint8))
 
-    return Prepared([reading()], warnings)
+    return Prepared([reading()], [])
 
 
 def _digest(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:

@@ -18,10 +18,9 @@ WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of one prompt, begun, ended and padded to the encoder's length; `dropped` is the text beyond it."""
+    """Token ids of one prompt, begun, ended and padded to the encoder's length."""
 
     ids: tuple[int, ...]
-    dropped: str = ""
 
 
 class CLIPTokenizer:
@@ -57,23 +56,17 @@ class CLIPTokenizer:
         except Exception as error:  # the library raises a bare Exception for a merge that is not in the vocabulary
             raise ModelError(f"{directory / MERGES_FILE} does not fit {VOCAB_FILE} beside it: {error}") from error
 
+    def split(self, text: str) -> list[tuple[int, int]]:
+        """The text's ids, none added, each with the index of the character that it begins at."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [(token, start) for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)]
+
     def encode(self, text: str, length: int) -> Tokens:
         """The prompt's `length` ids: start, at most `length - 2` tokens, end, and end again as padding."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         kept = encoding.ids[: length - 2]
         ids = [self.bos, *kept, self.eos]
-        dropped = ""
-        if len(encoding.ids) > len(kept):
-            dropped = text[encoding.offsets[len(kept)][0] :].strip()
-        return Tokens(tuple(ids + [self.eos] * (length - len(ids))), dropped)
-
-
-def tokenize(tokenizer: CLIPTokenizer, prompt: str, length: int, field: str) -> tuple[tuple[int, ...], list[str]]:
-    """The prompt's `length` ids, and warnings for whoever reads the answer; `field` names the prompt in them."""
-    tokens = tokenizer.encode(prompt, length)
-    if not tokens.dropped:
-        return tokens.ids, []
-    return tokens.ids, [f"{field} is longer than {length - 2} tokens; this part was cut off: {tokens.dropped!r}"]
+        return Tokens(tuple(ids + [self.eos] * (length - len(ids))))
 
 
 def _read(path: Path) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from sd_core.engine.kinds import kinds_of
 from sd_core.engine.kinds.kind import Degraded
 from sd_core.engine.kinds.text import TextKind
-from sd_core.engine.kinds.unet import UNetKind
+from sd_core.engine.kinds.unet import UNetKind, shared_lengths
 from sd_core.engine.kinds.vae import DecodeKind, EncodeKind
 from sd_core.engine.memory import Memory
 from sd_core.engine.pool import Pool
@@ -19,7 +19,7 @@ from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
 from sd_core.models.vae import TILE, VAE
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.work import Context, DecodeWork, EncodeWork, TextWork, UNetWork
+from sd_core.work import Context, DecodeWork, Embedding, EncodeWork, TextWork, UNetWork
 from tests.support.memory import KINDS, peak_and_counted
 
 CPU = torch.device("cpu")
@@ -106,14 +106,82 @@ class TestUNet:
         kind.run([self.work(tiny_model, 1, (1,))])
         assert reads == [2, 1, 1, 1]
 
-    def test_only_latents_and_prompts_of_one_shape_share_a_forward(
+    def test_only_latents_of_one_shape_share_a_forward_whatever_their_prompts(
         self, tiny_model: StableDiffusion, kind: UNetKind
     ) -> None:
         work = self.work(tiny_model, 1, (1,))
         longer = replace(work, contexts=(self.context(tiny_model, 1, tokens=9),))
-        others = [longer, self.work(tiny_model, 1, (1,), side=12), replace(work, network="other")]
-        assert kind.key(work) == kind.key(self.work(tiny_model, 2, (2, 3)))
-        assert len({kind.key(each) for each in (work, *others)}) == 4
+        others = [self.work(tiny_model, 1, (1,), side=12), replace(work, network="other")]
+        assert kind.key(work) == kind.key(self.work(tiny_model, 2, (2, 3))) == kind.key(longer)
+        assert len({kind.key(each) for each in (work, *others)}) == 3
+
+    @torch.inference_mode()
+    @pytest.mark.parametrize(
+        ("lengths", "forwards"),
+        [
+            ((7, 14, 7), [3]),
+            ((21, 7, 14), [3]),
+            ((14, 21, 28), [3]),
+            ((28, 7, 35), [3]),
+            ((35, 42, 7), [2, 1]),
+            ((7, 7 * 200), [1, 1]),
+        ],
+        ids=str,
+    )
+    def test_prompts_of_different_lengths_give_what_each_gives_alone(
+        self,
+        tiny_model: StableDiffusion,
+        kind: UNetKind,
+        monkeypatch: pytest.MonkeyPatch,
+        lengths: tuple[int, ...],
+        forwards: list[int],
+    ) -> None:
+        """Repeated contexts change nothing, and lengths without a short common multiple run apart."""
+        contexts = [self.context(tiny_model, seed, tokens) for seed, tokens in enumerate(lengths)]
+        first = replace(self.work(tiny_model, 1, (1, 2)), contexts=tuple(contexts[:2]))
+        works = [first] + [replace(self.work(tiny_model, 2, (1,)), contexts=(each,)) for each in contexts[2:]]
+        expected = [self.alone(tiny_model, work) for work in works]
+        rows: list[int] = []
+        forward = UNet.forward
+
+        def counting(self: UNet, x: Tensor, timesteps: Tensor, given: Any) -> Tensor:
+            rows.append(len(next(iter(given.keys_values.values()))[0]))
+            return forward(self, x, timesteps, given)
+
+        monkeypatch.setattr(UNet, "forward", counting)
+        for answer, alone in zip(kind.run(works), expected, strict=True):
+            torch.testing.assert_close(answer, alone, rtol=1e-4, atol=1e-4)
+        assert rows == forwards
+
+    @pytest.mark.parametrize(
+        ("lengths", "groups"),
+        [
+            ([77], [(77, [77])]),
+            ([77, 154, 77], [(154, [154, 77])]),
+            ([77, 154, 231], [(462, [231, 154, 77])]),
+            ([231, 308], [(924, [308, 231])]),
+            ([385, 462], [(462, [462]), (385, [385])]),
+            ([385, 462, 77], [(462, [462, 77]), (385, [385])]),
+            ([77 * 16, 77], [(77 * 16, [77 * 16, 77])]),
+            ([77 * 17, 77], [(77 * 17, [77 * 17]), (77, [77])]),
+        ],
+        ids=str,
+    )
+    def test_contexts_are_repeated_up_to_four_times_the_longest(
+        self, lengths: list[int], groups: list[tuple[int, list[int]]]
+    ) -> None:
+        assert shared_lengths(lengths) == groups
+
+    def test_long_prompts_count_for_the_keys_and_values_that_they_hold(
+        self, tiny_model: StableDiffusion, kind: UNetKind
+    ) -> None:
+        work = self.work(tiny_model, 1, (1,))
+        short, long = (
+            replace(work, contexts=(self.context(tiny_model, 1, tokens=tokens),)) for tokens in (77, 77 + 10)
+        )
+        read = tiny_model.networks.unet.read(long.contexts[0].states)
+        held = sum(each.nbytes for pair in read.values() for each in pair) * 10 // 87
+        assert kind.bytes(long) - kind.bytes(short) == 2 * held > 0
 
     def test_room_and_memory_grow_with_rows_and_pixels(self, tiny_model: StableDiffusion, kind: UNetKind) -> None:
         native = tiny_model.info.native_size // 8
@@ -190,6 +258,29 @@ class TestText:
         answers, held = Runner(Memory(CPU), [kind]).run(kind, works)
         assert not held and rows == [3, 2, 1, 1, 1]
         assert [len(contexts) for contexts in answers] == [2, 1]
+
+    @torch.inference_mode()
+    def test_an_embeddings_vectors_stand_in_place_of_tokens(
+        self, tiny_model: StableDiffusion, kind: TextKind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The vectors of the tokens themselves change nothing, and equal content is encoded once."""
+        encoder = tiny_model.networks.text_encoder
+        (plain,) = self.work(tiny_model, "a cat").prompts
+        own = encoder.text_model.embeddings.token_embedding(torch.tensor(plain[1:3])).clone()
+
+        def vectors(sha256: str, values: Tensor) -> TextWork:
+            tokens = Embedding(("x",), sha256, values).tokens
+            return TextWork(tiny_model.text_key, ((plain[0], *tokens, *plain[3:]), plain))
+
+        forwards = counted(monkeypatch, CLIPTextEncoder, "forward")
+        ((same, cat),) = kind.run([vectors("one", own)])
+        torch.testing.assert_close(same.states, cat.states)
+        torch.testing.assert_close(cat.states, encoder(torch.tensor([plain])))
+        ((other, _),) = kind.run([vectors("two", normal(2, own.shape[1]))])
+        assert not torch.allclose(other.states, cat.states, atol=1e-3)
+        ((again, _),) = kind.run([vectors("one", own.clone())])
+        assert again.states is same.states and again.key == same.key != other.key
+        assert forwards[0] == 2 and forwards[2:] == [1]
 
     def test_equal_prompts_are_the_same_work(self, tiny_model: StableDiffusion, kind: TextKind) -> None:
         assert kind.identity(self.work(tiny_model, "a", "b")) == kind.identity(self.work(tiny_model, "a", "b"))

@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer as ReferenceTokenizer
 
 from sd_core.errors import ModelError
-from sd_core.text.tokenizer import CLIPTokenizer, tokenize
-
-
-@pytest.fixture(scope="module")
-def tokenizer(clip_vocabulary: Path) -> CLIPTokenizer:
-    return CLIPTokenizer.load(clip_vocabulary)
+from sd_core.text.tokenizer import CLIPTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -67,33 +62,16 @@ def test_a_known_prompt(tokenizer: CLIPTokenizer) -> None:
     assert ids[7:] == (49407,) * 70
 
 
-def test_what_does_not_fit_is_named(tokenizer: CLIPTokenizer) -> None:
-    text = "cat " * 74 + "Unquestionably-extraordinary MOUNTAIN lake"
-    tokens = tokenizer.encode(text, 77)
-    assert len(tokens.ids) == 77 and tokens.ids[-1] == tokenizer.eos
-    assert tokens.dropped.endswith("MOUNTAIN lake")
-    assert "cat" not in tokens.dropped
-    assert tokenizer.encode("cat " * 75, 77).dropped == ""
+def test_what_does_not_fit_is_cut_off(tokenizer: CLIPTokenizer) -> None:
+    ids = tokenizer.encode("cat " * 74 + "MOUNTAIN lake", 77).ids
+    assert len(ids) == 77 and ids == (*tokenizer.encode("cat " * 74 + "mountain", 77).ids[:76], tokenizer.eos)
 
 
-def test_only_what_lies_beyond_the_last_token_is_named(tokenizer: CLIPTokenizer) -> None:
-    text = "cat " * 74 + "antidisestablishmentarianism"
-    dropped = tokenizer.encode(text, 77).dropped
-    assert dropped and len(dropped) < len("antidisestablishmentarianism")
-    assert text.endswith(dropped)
-    japanese = "夕暮れの灯台と荒れた海、油絵、" * 8
-    tokens = tokenizer.encode(japanese, 77)
-    assert japanese.endswith(tokens.dropped)
-    seen = japanese[: len(japanese) - len(tokens.dropped)]
-    assert len(seen) > 15 and tokenizer.encode(seen, 77).dropped == ""
-
-
-def test_a_prompt_that_is_too_long_is_warned_of_by_its_field(tokenizer: CLIPTokenizer) -> None:
-    ids, warnings = tokenize(tokenizer, "word " * 100, 77, "negative_prompt")
-    assert len(ids) == 77
-    (warning,) = warnings
-    assert warning.startswith("negative_prompt is longer than 75 tokens") and "word" in warning
-    assert tokenize(tokenizer, "word", 77, "prompt")[1] == []
+def test_each_token_is_placed_in_its_text(tokenizer: CLIPTokenizer) -> None:
+    text = "a  Photo,of é"
+    split = tokenizer.split(text)
+    assert [start for _, start in split] == [0, 3, 8, 9, 12]
+    assert tuple(token for token, _ in split) == tokenizer.encode(text, 7).ids[1:6]
 
 
 @pytest.mark.parametrize(

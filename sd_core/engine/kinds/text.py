@@ -9,7 +9,8 @@ from sd_core.cache import LRU
 from sd_core.device import upload
 from sd_core.engine.kinds.kind import Kind
 from sd_core.engine.pool import Pool
-from sd_core.work import Context, TextWork
+from sd_core.models.clip import CLIPTextEncoder
+from sd_core.work import Context, TextWork, Token, Vector
 
 KEPT_BYTES = 2**25
 """Hidden states that are kept: a prompt has 236 kB with v1.5 in float32."""
@@ -54,8 +55,9 @@ class TextKind(Kind[TextWork]):
         states = {prompt: self._kept.get((network, skip, prompt)) for prompt in wanted}
         unknown = [prompt for prompt, kept in states.items() if kept is None]
         if unknown:
-            ids = upload(torch.tensor(unknown), self._pool.device)
-            for prompt, encoded in zip(unknown, self._pool.text_encoder(network)(ids, skip).split(1), strict=True):
+            encoder = self._pool.text_encoder(network)
+            states_of_all = encoder(self._inputs(encoder, unknown), skip)
+            for prompt, encoded in zip(unknown, states_of_all.split(1), strict=True):
                 own = encoded.clone()  # a view would keep the whole batch alive
                 states[prompt] = own
                 self._kept.put((network, skip, prompt), own)
@@ -75,3 +77,20 @@ class TextKind(Kind[TextWork]):
 
     def release(self) -> None:
         self._kept.clear()
+
+    def _inputs(self, encoder: CLIPTextEncoder, prompts: Sequence[tuple[Token, ...]]) -> Tensor:
+        """Ids (B, T), or, if any token is an embedding's, input vectors (B, T, width)."""
+        numbers = [[token if isinstance(token, int) else 0 for token in prompt] for prompt in prompts]
+        ids = upload(torch.tensor(numbers), self._pool.device)
+        vectors = [
+            (row, column, token.values)
+            for row, prompt in enumerate(prompts)
+            for column, token in enumerate(prompt)
+            if isinstance(token, Vector)
+        ]
+        if not vectors:
+            return ids
+        rows, columns, values = zip(*vectors, strict=True)
+        inputs: Tensor = encoder.text_model.embeddings.token_embedding(ids)
+        inputs[list(rows), list(columns)] = upload(torch.stack(values), self._pool.device).to(inputs.dtype)
+        return inputs

@@ -33,6 +33,18 @@ def test_strength_is_written_with_an_image_and_an_unknown_hash_is_left_out() -> 
     )
 
 
+def test_how_prompts_are_read_is_written_where_it_is_not_the_web_uis_default() -> None:
+    text = infotext(parse(prompt_syntax="comfy", clip_skip=2), 3, MODEL)
+    assert ", Prompt syntax: comfy, Clip skip: 2" in text
+    assert "Prompt syntax" not in infotext(parse(), 3, MODEL)
+    assert "Clip skip" not in infotext(parse(), 3, MODEL)
+
+
+def test_a_prompt_is_written_as_it_is() -> None:
+    prompt = r"(a:1.3) [b|c] \(d\) BREAK [e:f:0.5] AND g :0.8"
+    assert infotext(parse(prompt=prompt), 3, MODEL).startswith(prompt + "\nSteps: ")
+
+
 def test_strength_is_not_written_without_an_image() -> None:
     assert "Denoising" not in infotext(parse(strength=0.5), 3, MODEL)
 

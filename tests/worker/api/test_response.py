@@ -88,7 +88,7 @@ def test_parameters_hold_every_resolved_value(tmp_path: Path) -> None:
     assert response["parameters"] == {
         "prompt": "a cat", "negative_prompt": "fog", "steps": 3, "scale": 7.5, "do_scale": True, "seed": 7,
         "sampler": "euler", "schedule": "default", "width": 72, "height": 64, "model": "tiny",
-        "num_images": 1, "output_format": "png",
+        "num_images": 1, "prompt_syntax": "a1111", "clip_skip": 1, "output_format": "png",
         "eta": None, "s_churn": None, "s_tmin": None, "s_tmax": None, "s_noise": None, "rng": "cpu",
         "eta_noise_seed_delta": 0, "variation_seed": None, "variation_strength": 0.0,
     }  # fmt: skip
