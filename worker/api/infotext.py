@@ -1,13 +1,24 @@
-"""An image's parameters as text, in the format that AUTOMATIC1111's web UI writes and reads."""
+"""An image's parameters as text, in the format that AUTOMATIC1111's web UI writes and reads.
+
+What the format cannot hold follows as one quoted JSON object, so that the text, sent back as `parameters`, always
+gives the same image. A field without a label is held that way too.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
+from sd_core.checks import check
 from sd_core.fields import Field, Record
 from sd_core.pipeline.complete import acts
+from worker import VERSION
+from worker.api.infotext_in import EXACT, NEGATIVE, RNG, read_infotext
 from worker.api.job import JOB, Job
+
+SELF = f"sd15-worker {VERSION}"
+# Each image has a text of its own, and guidance that is off is written as a scale of 1.
+NOT_OF_ONE_IMAGE = frozenset({"num_images", "do_scale", "model"})
 
 
 def infotext(job: Job, seed: int, model: Mapping[str, str | None], record: Record = JOB) -> str:
@@ -18,9 +29,15 @@ def infotext(job: Job, seed: int, model: Mapping[str, str | None], record: Recor
         if label == record["model"].label:
             pairs.append(("Model hash", (model["sha256"] or "")[:10]))
         pairs.append((label, value))
-    line = ", ".join(f"{label}: {_quoted(value)}" for label, value in pairs if value)
-    negative = f"Negative prompt: {request.negative_prompt}\n" if request.negative_prompt else ""
-    return f"{request.prompt}\n{negative}{line}"
+    if all(label != RNG for label, _ in pairs):
+        pairs.append((RNG, "CPU"))
+    pairs.append(("Version", SELF))
+    text = _joined(request, pairs)
+    missing = _not_held(text, request, record)
+    if not missing:
+        return text
+    pairs.append((EXACT, json.dumps(missing, ensure_ascii=False)))
+    return _joined(request, pairs)
 
 
 def labelled(record: Record, *holders: Any) -> Iterator[tuple[str, str]]:
@@ -39,8 +56,37 @@ def labelled(record: Record, *holders: Any) -> Iterator[tuple[str, str]]:
             yield from labelled(field.record, value)
 
 
+def as_json(value: Any) -> Any:
+    """A field's value as JSON; a nested record is an object."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _joined(request: Any, pairs: list[tuple[str, str]]) -> str:
+    line = ", ".join(f"{label}: {_quoted(value)}" for label, value in pairs if value)
+    negative = f"{NEGATIVE} {request.negative_prompt}\n" if request.negative_prompt else ""
+    return f"{request.prompt}\n{negative}{line}"
+
+
+def _not_held(text: str, request: Any, record: Record) -> dict[str, Any]:
+    """The core's values that `text` would not give back."""
+    core = Record.of(record.owners[0]).with_sources()
+    read = check(record, read_infotext(text, record).values).values
+    wanted = {**vars(request), "scale": request.guidance_scale}
+    return {
+        field.name: as_json(wanted[field.name])
+        for field in core
+        if field.shown
+        and field.name not in NOT_OF_ONE_IMAGE
+        and acts(field.acts_with, wanted)
+        and read.get(field.name) != wanted[field.name]
+    }
+
+
 def _text(field: Field, value: Any) -> str:
-    return f"{value:g}" if field.type is float else str(value)
+    if field.type is not float:
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _quoted(text: str) -> str:

@@ -19,8 +19,8 @@ def parse(**fields: Any) -> Job:
 def test_the_text_has_the_order_and_labels_of_the_web_ui() -> None:
     assert infotext(parse(negative_prompt="fog", steps=4), 6, MODEL) == (
         "a cat\nNegative prompt: fog\n"
-        "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 6, Size: 72x64, "
-        "Model hash: 0123456789, Model: tiny"
+        "Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 6, Size: 72x64, "
+        "Model hash: 0123456789, Model: tiny, RNG: CPU, Version: sd15-worker 0.1.0"
     )
 
 
@@ -28,8 +28,8 @@ def test_strength_is_written_with_an_image_and_an_unknown_hash_is_left_out() -> 
     job = parse(image="aGk=", strength=0.5, do_scale=False, sampler="euler_a", model="a, b: c")
     job = replace(job, request=replace(job.request, image=np.zeros((64, 72, 3), np.uint8)))
     assert infotext(job, 3, {"name": "a, b: c", "sha256": None}) == (
-        "a cat\nSteps: 25, Sampler: Euler a, CFG scale: 1, Seed: 3, Size: 72x64, "
-        'Model: "a, b: c", Denoising strength: 0.5'
+        "a cat\nSteps: 25, Sampler: Euler a, Schedule type: Uniform, CFG scale: 1, Seed: 3, Size: 72x64, "
+        'Model: "a, b: c", Denoising strength: 0.5, RNG: CPU, Version: sd15-worker 0.1.0'
     )
 
 

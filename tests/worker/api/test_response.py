@@ -109,8 +109,8 @@ def test_a_png_carries_its_parameters_as_the_web_ui_writes_them(tmp_path: Path) 
         text = opened.info["parameters"]
     assert text == (
         "a cat, лес 🐈\non a mat\nNegative prompt: fog\n"
-        "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 6, Size: 72x64, "
-        "Model hash: 0123456789, Model: tiny"
+        "Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 6, Size: 72x64, "
+        "Model hash: 0123456789, Model: tiny, RNG: CPU, Version: sd15-worker 0.1.0"
     )
 
 
