@@ -18,6 +18,7 @@ from worker.api.a1111 import translate
 from worker.api.comfyui import is_graph, read_graph
 from worker.api.found import PREFIX, Found, unfit_options
 from worker.api.infotext_in import read_infotext
+from worker.api.names import scheduler_meant
 
 NAMES = (PREFIX, "infotext")
 MAX_JSON = 1 << 20  # characters
@@ -109,18 +110,22 @@ def _json(text: str) -> dict[str, Any] | None:
 def _object(given: Mapping[str, Any], record: Record) -> Found:
     """A job's fields, as a response's `parameters` has them; they are checked as strictly as a job's own."""
     body = translate(given, record)
-    checked = check(record, {"prompt": "", **body.payload}, prefix=f"{PREFIX}.")
+    fields = {"prompt": "", **body.payload}
+    checked = check(record, fields, scheduler_meant(fields, record), prefix=f"{PREFIX}.")
     problems = list(checked.problems)
-    problems += [f"{PREFIX}.{name}: parameters hold no parameters" for name in NAMES if name in body.payload]
-    require(problems)
+    problems += [f"{PREFIX}.{name}: parameters hold no parameters" for name in NAMES if name in fields]
     nested = {field.name for field in record if field.record is not None}
     values = {
-        name: body.payload[written] if name in nested else checked.values[name]
+        name: fields[written] if name in nested else checked.values[name]
         for name, written in checked.written.items()
         if written in body.payload
     }
-    if "sampler" in values:
-        values["sampler"], values["schedule"] = resolve(values["sampler"], values.get("schedule"))
+    if values.get("sampler") is not None:
+        try:
+            values["sampler"], values["schedule"] = resolve(values["sampler"], values.get("schedule"))
+        except InvalidRequest as error:
+            problems.append(f"{PREFIX}.{error}")
+    require(problems)
     return Found(values, body.warnings)
 
 
