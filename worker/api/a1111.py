@@ -16,6 +16,7 @@ from worker.api.a1111_rules import IGNORED, RULES, SETTINGS, SHARED, Rule
 from worker.api.found import unfit_options
 
 CONTAINERS = ("override_settings", "alwayson_scripts")
+SCRIPTS_OFF = ({"args": []}, {"args": [False]})  # how clients send a script that is to do nothing
 MAX_NAMED = 100  # names that a warning lists, and warnings about one name each
 MAX_SHOWN = 64  # characters of a setting's or a script's name
 
@@ -100,10 +101,10 @@ class _Translation:
             return
         if not isinstance(entries, dict):
             raise InvalidRequest(f"{container}: {shorten(entries)} is not an object")
-        rules = SETTINGS if container == "override_settings" else {}
+        rules, off = (SETTINGS, ()) if container == "override_settings" else ({}, SCRIPTS_OFF)
         for name, value in entries.items():
             shown = name if isinstance(name, str) and name.isidentifier() and name.isascii() else shorten(name)
-            self._take(f"{container}.{shown[:MAX_SHOWN]}", rules.get(name, Rule()), value)
+            self._take(f"{container}.{shown[:MAX_SHOWN]}", rules.get(name, Rule(nothing=off)), value)
 
     def _take(self, name: str, rule: Rule, value: Any) -> None:
         field = rule.field

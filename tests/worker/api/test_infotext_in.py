@@ -171,7 +171,10 @@ def test_fields_without_a_label_and_nested_records_come_back() -> None:
         ("Steps: " + "9" * 5_000, "parameters: Steps was ignored: '9999999999999999999999999999999999999999...'"),
         ('Exact fields: "[1]"', "parameters: Exact fields was ignored: it is not a JSON object"),
         ("Exact fields: {", "parameters: Exact fields was ignored: it is not a JSON object"),
-        ('Exact fields: "{\\"steps\\": 500}"', "parameters: steps was ignored: 500 is not a whole number from 1 to 150"),
+        (
+            'Exact fields: "{\\"steps\\": 500}"',
+            "parameters: steps was ignored: 500 is not a whole number from 1 to 150",
+        ),
         ('Exact fields: "{\\"colour\\": 1}"', "parameters: colour did nothing: it is not available here"),
     ],
 )

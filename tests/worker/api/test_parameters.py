@@ -46,7 +46,17 @@ def with_image(job: Job) -> Job:
 samplers = st.sampled_from([(name, schedule) for name, solver in SOLVERS.items() for schedule in solver.schedules])
 prompts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60) | st.lists(
     st.sampled_from(
-        ["a cat", "\n", "Negative prompt: ", "Steps: 20, Sampler: Euler, Seed: 5", "Exact fields: {}", " ", ",", '"', "{"]
+        [
+            "a cat",
+            "\n",
+            "Negative prompt: ",
+            "Steps: 20, Sampler: Euler, Seed: 5",
+            "Exact fields: {}",
+            " ",
+            ",",
+            '"',
+            "{",
+        ]
     ),
     max_size=8,
 ).map("".join)
@@ -137,9 +147,7 @@ def test_a_schedule_that_the_jobs_own_sampler_cannot_follow_is_dropped() -> None
 def test_strength_of_a_text_does_nothing_without_an_image() -> None:
     text = text_of(parse(prompt="x", image="aGk=", strength=0.25, width=64, height=64))
     assert parse(parameters=text, image="aGk=").request.strength == 0.25
-    assert parse(parameters=text).warnings == (
-        "parameters.strength did nothing: it has no effect without image",
-    )
+    assert parse(parameters=text).warnings == ("parameters.strength did nothing: it has no effect without image",)
 
 
 def test_both_names_are_one_field() -> None:
