@@ -43,7 +43,7 @@ class PhaseClock:
 
 @dataclass(eq=False)
 class EngineJob(Job):
-    """A job from its submission to its result. It belongs to the drawing thread, except for its future."""
+    """A job from its submission to its result. It belongs to the engine thread, except for its future."""
 
     request: Request = field(kw_only=True)
     future: Future[Result] = field(kw_only=True)

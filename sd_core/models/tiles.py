@@ -1,4 +1,4 @@
-"""Pictures that memory does not hold whole, in overlapping tiles."""
+"""Images that do not fit in memory whole, in overlapping tiles."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: Fraction) -> Tensor:
-    """`network` over tiles of x (1, C, H, W), at most `tile` a side, whose answers fade into each other.
+    """Run `network` on tiles of x (1, C, H, W), at most `tile` a side, and blend its outputs into each other.
 
     Neighbours share at least `overlap` elements. The network makes each side `scale` times as long; H, W, `tile` and
-    `overlap` times `scale` must be whole. What it gathers over all of a picture, as normalization does, it gathers
-    over a tile: the answer is near to that of the whole, and equal to it where one tile is enough.
+    `overlap` times `scale` must be whole. Statistics that the network takes over an image, as normalization does, are
+    taken over a tile: the result is close to that of the whole, and equal to it if one tile is enough.
     """
     height, width = x.shape[2:]
     weights = torch.zeros(int(height * scale), int(width * scale), device=x.device)
@@ -31,7 +31,7 @@ def tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: in
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side; the last one ends with it."""
+    """The start of each tile along a side; the last tile ends with the side."""
     return [min(start, max(length - tile, 0)) for start in range(0, max(length - overlap, 1), tile - overlap)]
 
 

@@ -45,6 +45,7 @@ print(len(load_packages(Path(sys.argv[1]), network())), "torch._inductor" in sys
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_one_package_serves_every_checkpoint_of_its_architecture(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

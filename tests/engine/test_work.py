@@ -85,7 +85,7 @@ def test_pictures_that_run_on_the_host_hold_up_no_neighbour(engine: Engine) -> N
     assert not slow.done()
     go_on.set()
     assert int(slow.result(SECONDS).images[0][0, 0, 0]) == 42
-    assert threads != ["drawing"]
+    assert threads != ["engine"]
 
 
 def test_a_host_task_that_fails_fails_its_job_alone(engine: Engine) -> None:
