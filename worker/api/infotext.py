@@ -10,6 +10,7 @@ from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
 from sd_core.checks import check
+from sd_core.errors import InvalidRequest
 from sd_core.fields import Field, Record
 from sd_core.pipeline.complete import acts
 from worker import VERSION
@@ -70,7 +71,10 @@ def _joined(request: Any, pairs: list[tuple[str, str]]) -> str:
 def _not_held(text: str, request: Any, record: Record) -> dict[str, Any]:
     """The core's values that `text` would not give back."""
     core = Record.of(record.owners[0]).with_sources()
-    read = check(record, read_infotext(text, record).values).values
+    try:
+        read = check(record, read_infotext(text, record).values).values
+    except InvalidRequest:  # prompts that are split elsewhere may be longer than a prompt can be
+        read = {}
     wanted = {**vars(request), "scale": request.guidance_scale}
     return {
         field.name: as_json(wanted[field.name])

