@@ -1,10 +1,12 @@
 """What is asked of the core, and what it answers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
+from sd_core.checks import plain
 from sd_core.fields import option
 
 MAX_SEED = 2**63 - 1
@@ -22,7 +24,7 @@ def _size_from_text(text: str) -> Mapping[str, int]:
 
 
 def _scale_to_text(request: "Request") -> str:
-    return f"{request.guidance_scale:g}"
+    return plain(request.guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,23 @@ class Request:
     def seeds(self) -> list[int]:
         return [(self.seed + index) % (MAX_SEED + 1) for index in range(self.num_images)]
 
+    def of_image(self, index: int) -> Self:
+        """The request of this image alone, which generates it again."""
+        return replace(self, num_images=1, seed=self.seeds[index])
+
 
 @dataclass(frozen=True)
 class Result:
-    """The images of one job, uint8 (H, W, 3) each, with the seed of each and where the time went."""
+    """The images of one job, uint8 (H, W, 3) each, with the seed of each and where the time went.
+
+    `labels` are what an infotext says beside the request's fields, such as the hashes of the embeddings that were used.
+    """
 
     images: list[np.ndarray]
     seeds: list[int]
     timings_ms: dict[str, float]  # queue, encode, denoise, decode
     warnings: list[str] = field(default_factory=list)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

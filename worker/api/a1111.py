@@ -16,7 +16,7 @@ from worker.api.a1111_rules import IGNORED, RULES, SETTINGS, SHARED, Rule
 from worker.api.found import unfit_options
 
 CONTAINERS = ("override_settings", "alwayson_scripts")
-SCRIPTS_OFF = ({"args": []}, {"args": [False]})  # how clients send a script that is to do nothing
+SCRIPTS_OFF: tuple[Any, ...] = ({"args": []}, {"args": [False]})  # how clients send a script that is to do nothing
 MAX_NAMED = 100  # names that a warning lists, and warnings about one name each
 MAX_SHOWN = 64  # characters of a setting's or a script's name
 

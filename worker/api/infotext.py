@@ -7,9 +7,10 @@ gives the same image. A field without a label is held that way too.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
-from sd_core.checks import check
+from sd_core.checks import check, plain
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Field, Record
 from sd_core.pipeline.complete import acts
@@ -20,10 +21,20 @@ from worker.api.job import JOB, Job
 SELF = f"sd15-worker {VERSION}"
 # Each image has a text of its own, and guidance that is off is written as a scale of 1.
 NOT_OF_ONE_IMAGE = frozenset({"num_images", "do_scale", "model"})
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
-def infotext(job: Job, seed: int, model: Mapping[str, str | None], record: Record = JOB) -> str:
-    """The text of the job's image that was generated from `seed`; `model` is its name and sha256."""
+def infotext(
+    job: Job,
+    seed: int,
+    model: Mapping[str, str | None],
+    record: Record = JOB,
+    labels: Mapping[str, str] = NO_LABELS,
+) -> str:
+    """The text of the job's image that was generated from `seed`; `model` is its name and sha256.
+
+    `labels` are further ones, which the text has but no field.
+    """
     request = replace(job.request, seed=seed)
     pairs = []
     for label, value in labelled(record, request, job.door):
@@ -32,7 +43,7 @@ def infotext(job: Job, seed: int, model: Mapping[str, str | None], record: Recor
         pairs.append((label, value))
     if all(label != RNG for label, _ in pairs):
         pairs.append((RNG, "CPU"))
-    pairs.append(("Version", SELF))
+    pairs += [*labels.items(), ("Version", SELF)]
     text = _joined(request, pairs)
     missing = _not_held(text, request, record)
     if not missing:
@@ -87,10 +98,7 @@ def _not_held(text: str, request: Any, record: Record) -> dict[str, Any]:
 
 
 def _text(field: Field, value: Any) -> str:
-    if field.type is not float:
-        return str(value)
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+    return plain(value) if field.type is float else str(value)
 
 
 def _quoted(text: str) -> str:

@@ -106,6 +106,10 @@ class Job:
         """The value of each field by its name."""
         return {**vars(self.door), **vars(self.request)}
 
+    def of_image(self, index: int) -> "Job":
+        """The job of this image alone, which generates it again."""
+        return replace(self, request=self.request.of_image(index))
+
     @property
     def sampler_name(self) -> str:
         return joined_name(self.request.sampler, self.request.schedule)

@@ -74,7 +74,9 @@ async def success(
     started = time.perf_counter()
     on_encoders = partial(asyncio.get_running_loop().run_in_executor, encoders)
     kind = job.door.output_format
-    texts = [infotext(job, seed, model) for seed in result.seeds]
+    texts = [
+        infotext(job.of_image(index), seed, model, labels=result.labels) for index, seed in enumerate(result.seeds)
+    ]
     files = await asyncio.gather(
         *(on_encoders(encode, image, kind, text) for image, text in zip(result.images, texts, strict=True))
     )

@@ -1,4 +1,6 @@
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,14 +8,18 @@ import pytest
 
 from sd_core.fields import Record
 from sd_core.request import Request
+from worker import VERSION
 from worker.api.infotext import infotext
 from worker.api.job import Job, Limits, parse_request
 
 MODEL = {"name": "tiny", "sha256": "0123456789abcdef" * 4}
 
 
+LIMITS = Limits(2**22, {"tiny": 64, "a, b: c": 64})
+
+
 def parse(**fields: Any) -> Job:
-    return parse_request({"prompt": "a cat", "width": 72, **fields}, Limits(2**22, {"tiny": 64, "a, b: c": 64}))
+    return parse_request({"prompt": "a cat", "width": 72, **fields}, LIMITS)
 
 
 def test_the_text_has_the_order_and_labels_of_the_web_ui() -> None:
@@ -46,3 +52,21 @@ def test_a_size_is_read_from_the_text_that_it_is_written_as() -> None:
     for text in ("72", "72x", "axb", "1x2x3"):
         with pytest.raises(ValueError):
             size.from_text(text)
+
+
+def test_labels_that_no_field_has_are_written_and_change_no_job() -> None:
+    job = parse(seed=6)
+    text = infotext(job, 6, MODEL, labels={"TI hashes": "fog: 0123, rain: 4567"})
+    assert 'RNG: CPU, TI hashes: "fog: 0123, rain: 4567", Version: ' in text
+    again = parse_request({"parameters": text}, LIMITS)
+    assert (again.request, again.warnings) == (job.request, ())
+
+
+def test_a_float_is_written_as_exactly_as_it_is() -> None:
+    assert ", CFG scale: 7, " in infotext(parse(scale=7.0), 1, MODEL)
+    assert ", CFG scale: 7.123456789, " in infotext(parse(scale=7.123456789), 1, MODEL)
+
+
+def test_the_version_is_the_projects() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())
+    assert project["project"]["version"] == VERSION

@@ -101,9 +101,9 @@ def test_a_file_without_a_text_is_refused(file: bytes, reason: str) -> None:
         generation_text(file)
 
 
-def test_a_text_that_expands_to_gigabytes_is_cut() -> None:
+def test_a_text_that_expands_beyond_the_limit_is_cut() -> None:
     packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(bytes(1 << 20).replace(b"\0", b"x")) for _ in range(256)) + packer.flush()
+    packed = b"".join(packer.compress(bytes(1 << 20).replace(b"\0", b"x")) for _ in range(8)) + packer.flush()
     text = generation_text(png_of(8, 8, before=chunk(b"zTXt", b"parameters\0\0" + packed)))
     assert len(text) == 1 << 20
 
