@@ -10,8 +10,9 @@ import pytest
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, option
 from sd_core.request import Request
+from tests.support.records import plain_record
 from worker.api.comfyui import MAX_NODES, is_graph, read_graph
-from worker.api.job import JOB, Limits, job_record, parse_request
+from worker.api.job import Limits, job_record, parse_request
 
 LIMITS = Limits(2**24, {"v1-5-pruned-emaonly": 512})
 
@@ -26,7 +27,7 @@ class Later(Request):
     strength_steps: str = option("scaled", choices=("scaled", "exact"))
 
 
-LATER = job_record(Later)
+PLAIN, LATER = plain_record(), job_record(Later)
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def usual(**changes: Any) -> dict[str, Any]:
     }
 
 
-def read(graph: dict[str, Any], record: Record = JOB) -> tuple[dict[str, Any], tuple[str, ...]]:
+def read(graph: dict[str, Any], record: Record = PLAIN) -> tuple[dict[str, Any], tuple[str, ...]]:
     assert is_graph(graph)
     found = read_graph(graph, record)
     return found.values, found.warnings
@@ -68,7 +69,7 @@ def test_the_usual_graph_becomes_a_job() -> None:
     for given in (usual(), json.dumps(usual())):
         job = parse_request({"parameters": given, "steps": 4}, LIMITS)
         assert (job.request.model, job.request.seed, job.request.steps) == ("v1-5-pruned-emaonly", 156680208700286, 4)
-        assert job.warnings == ()
+        assert (job.sampler_name, job.request.width, job.warnings) == ("euler", 512, ())
 
 
 def test_what_only_comfyui_means_is_set_where_a_field_for_it_exists() -> None:

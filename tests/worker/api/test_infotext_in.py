@@ -7,9 +7,10 @@ import pytest
 
 from sd_core.fields import Record, option
 from sd_core.request import Request
+from tests.support.records import plain_record
 from worker.api.infotext import infotext
 from worker.api.infotext_in import read_infotext, split_infotext
-from worker.api.job import JOB, Limits, job_record, parse_request
+from worker.api.job import Limits, job_record, parse_request
 
 LIMITS = Limits(2**24, {"v1-5-pruned-emaonly": 512})
 MODEL = {"name": "tiny", "sha256": None}
@@ -35,10 +36,10 @@ class Later(Request):
     hires: Hires | None = option(None)
 
 
-LATER = job_record(Later)
+PLAIN, LATER = plain_record(), job_record(Later)
 
 
-def read(text: str, record: Record = JOB) -> tuple[dict[str, Any], tuple[str, ...]]:
+def read(text: str, record: Record = PLAIN) -> tuple[dict[str, Any], tuple[str, ...]]:
     found = read_infotext(text, record)
     return found.values, found.warnings
 
