@@ -36,32 +36,25 @@ def translate(payload: Mapping[str, Any], record: Record) -> Translated:
     """
     if not any(name in CONTAINERS or (name in RULES and name not in SHARED) for name in payload):
         return Translated(dict(payload))
-    body, replaced = _folded(payload)
-    return _Translation(body, record, replaced).run()
+    body, overruled = _folded(payload)
+    return _Translation(body, record, overruled).run()
 
 
 def _folded(payload: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The body with one name in the place of each two that mean one value together, and the names that are gone."""
+    """The body with one name for each two that mean one value together, and the names that are overruled."""
     body = dict(payload)
-    replaced = []
-    for name, others in {
-        "batch_size": ("n_iter",),
-        "sampler_name": ("sampler_index",),
-        "mask_blur": ("mask_blur_x", "mask_blur_y"),
-    }.items():
-        for other in others:
-            value = body.pop(other, None)
-            if value is None:
-                continue
-            replaced.append(other)
-            if name == "batch_size" and body.get(name) is not None:
-                body[name] = _product(body[name], value)
-            elif body.get(name) in (None, ""):
-                body[name] = value
+    overruled = []
+    count, name = body.pop("n_iter", None), body.pop("sampler_index", None)
+    if count is not None:
+        body["batch_size"] = count if body.get("batch_size") is None else _product(body["batch_size"], count)
+    if name is not None and body.get("sampler_name") in (None, ""):
+        body["sampler_name"] = name
+    elif name is not None:
+        overruled.append("sampler_index")
     hires = body.get("hr_resize_x") or body.get("hr_resize_y")
     if hires and body.pop("hr_scale", None) is not None:
-        replaced.append("hr_scale")
-    return body, replaced
+        overruled.append("hr_scale")
+    return body, overruled
 
 
 def _product(one: Any, other: Any) -> Any:
@@ -73,12 +66,12 @@ def _product(one: Any, other: Any) -> Any:
 
 
 class _Translation:
-    """One body on its way; `replaced` names what other names stand for already."""
+    """One body on its way; `overruled` names what other names stand for already."""
 
-    def __init__(self, body: Mapping[str, Any], record: Record, replaced: list[str]) -> None:
+    def __init__(self, body: Mapping[str, Any], record: Record, overruled: list[str]) -> None:
         self._body, self._record = body, record
         self._job: dict[str, Any] = {}
-        self._nothing = replaced
+        self._nothing = overruled
         self._warnings: list[str] = []
 
     def run(self) -> Translated:

@@ -13,7 +13,8 @@ from typing import Any
 from sd_core.checks import check, plain
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Field, Record
-from sd_core.pipeline.complete import acts
+from sd_core.pipeline.complete import acts, complete
+from sd_core.request import MIN_SIDE, Request
 from worker import VERSION
 from worker.api.infotext_in import EXACT, NEGATIVE, RNG, read_infotext
 from worker.api.job import JOB, Job
@@ -79,14 +80,11 @@ def _joined(request: Any, pairs: list[tuple[str, str]]) -> str:
     return f"{request.prompt}\n{negative}{line}"
 
 
-def _not_held(text: str, request: Any, record: Record) -> dict[str, Any]:
+def _not_held(text: str, request: Request, record: Record) -> dict[str, Any]:
     """The core's values that `text` would not give back."""
-    core = Record.of(record.owners[0]).with_sources()
-    try:
-        read = check(record, read_infotext(text, record).values).values
-    except InvalidRequest:  # prompts that are split elsewhere may be longer than a prompt can be
-        read = {}
+    core = Record.of(type(request)).with_sources()
     wanted = {**vars(request), "scale": request.guidance_scale}
+    read = {} if (again := _again(text, request, record)) is None else vars(again)
     return {
         field.name: as_json(wanted[field.name])
         for field in core
@@ -95,6 +93,19 @@ def _not_held(text: str, request: Any, record: Record) -> dict[str, Any]:
         and acts(field.acts_with, wanted)
         and read.get(field.name) != wanted[field.name]
     }
+
+
+def _again(text: str, request: Request, record: Record) -> Request | None:
+    """The request that `text` makes beside the same images; None if it makes none.
+
+    That is so if prompts are split elsewhere: one of them may then be longer than a prompt can be.
+    """
+    images = {field.name: getattr(request, field.name) for field in Record.of(type(request)) if not field.shown}
+    try:
+        values = check(record, read_infotext(text, record).values).values
+        return complete(type(request), {"prompt": "", **values, **images}, request.model or "", MIN_SIDE)
+    except InvalidRequest:
+        return None
 
 
 def _text(field: Field, value: Any) -> str:

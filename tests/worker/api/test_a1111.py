@@ -52,6 +52,8 @@ class Later(Request):
     strength_steps: str = option("scaled", choices=("scaled", "exact"))
     resize_mode: str = option("stretch", choices=("stretch", "crop", "fill", "latent"))
     mask_blur: int = option(4, low=0, high=64)
+    mask_blur_x: int | None = option(None, low=0, high=64)
+    mask_blur_y: int | None = option(None, low=0, high=64)
     mask_invert: bool = option(default=False)
     inpaint_fill: str = option("original", choices=("fill", "original", "latent_noise", "latent_nothing"))
     inpaint_area: str = option("whole", choices=("whole", "masked"))
@@ -112,7 +114,7 @@ def test_a_text_to_image_body_of_webuiapi(sent: list[dict[str, Any]], record: Re
     assert (request.width, request.height, request.steps, request.scale) == (72, 64, 20, 7.0)
     assert job.sampler_name == "euler_a"
     assert {"send_images", "enable_hr", "hr_scale", "subseed", "s_churn", "styles", "alwayson_scripts"} <= nothing(job)
-    assert nothing(job) <= sent[0].keys()
+    assert nothing(job) <= sent[0].keys() - {"n_iter", "batch_size", "sampler_name"}
 
 
 @pytest.mark.parametrize("record", [JOB, LATER], ids=["today", "later"])
@@ -156,6 +158,8 @@ def test_the_count_is_a_product() -> None:
 
 def test_the_samplers_name_wins_over_its_index() -> None:
     assert parse(sampler_name="Heun", sampler_index="Euler").sampler_name == "heun"
+    assert "sampler_index" in nothing(parse(sampler_name="Heun", sampler_index="Euler"))
+    assert "sampler_index" not in nothing(parse(sampler_index="Heun"))
     assert parse(sampler_name=None, sampler_index="Heun").sampler_name == "heun"
     assert parse(sampler_name="", sampler_index="Heun").sampler_name == "heun"
     assert parse(sampler_index="DPM++ 2M", scheduler="automatic").sampler_name == "dpmpp_2m_karras"
@@ -202,8 +206,9 @@ def test_an_option_that_the_sampler_lacks_is_dropped(monkeypatch: pytest.MonkeyP
         ({"init_images": ["x"], "resize_mode": 0}, {"init_images": ["x"]}),
         ({"init_images": ["x"], "resize_mode": 7}, {"init_images": ["x"], "resize_mode": 7}),
         ({"resize_mode": 2}, {}),
-        ({"mask": "m", "mask_blur_x": 6, "mask_blur_y": 6}, {"mask": "m", "mask_blur": 6}),
-        ({"mask": "m", "mask_blur": 0, "mask_blur_x": 4}, {"mask": "m", "mask_blur": 0}),
+        ({"mask": "m", "mask_blur": None, "mask_blur_x": 6, "mask_blur_y": 4},
+         {"mask": "m", "mask_blur_x": 6, "mask_blur_y": 4}),
+        ({"mask": "m", "mask_blur": 0}, {"mask": "m", "mask_blur": 0}),
         ({"mask": "m", "inpainting_fill": 0}, {"mask": "m", "inpaint_fill": "fill"}),
         ({"mask": "m", "inpainting_fill": 3}, {"mask": "m", "inpaint_fill": "latent_nothing"}),
         ({"mask": "m", "inpaint_full_res": True}, {"mask": "m", "inpaint_area": "masked"}),
