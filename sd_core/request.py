@@ -1,10 +1,12 @@
 """What is asked of the core, and what it answers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
+from sd_core.checks import plain
 from sd_core.fields import option
 
 MAX_SEED = 2**63 - 1
@@ -42,7 +44,7 @@ def _variation_to_text(request: "Request") -> str | None:
 
 
 def _scale_to_text(request: "Request") -> str:
-    return f"{request.guidance_scale:g}"
+    return plain(request.guidance_scale)
 
 
 def _syntax_to_text(request: "Request") -> str | None:
@@ -221,15 +223,24 @@ class Request:
         """The variation seed of each image."""
         return [((self.variation_seed or 0) + index) % (MAX_SEED + 1) for index in range(self.num_images)]
 
+    def of_image(self, index: int) -> Self:
+        """The request of this image alone, which generates it again."""
+        variation = None if self.variation_seed is None else self.variation_seeds[index]
+        return replace(self, num_images=1, seed=self.seeds[index], variation_seed=variation)
+
 
 @dataclass(frozen=True)
 class Result:
-    """The images of one job, uint8 (H, W, 3) each, with the seed of each and where the time went."""
+    """The images of one job, uint8 (H, W, 3) each, with the seed of each and where the time went.
+
+    `labels` are what an infotext says beside the request's fields, such as the hashes of the embeddings that were used.
+    """
 
     images: list[np.ndarray]
     seeds: list[int]
     timings_ms: dict[str, float]  # queue, encode, denoise, decode
     warnings: list[str] = field(default_factory=list)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from sd_core.errors import OutOfMemory, SDError
+from sd_core.errors import InvalidImage, OutOfMemory, SDError
 from sd_core.pipeline.complete import with_image
 from sd_core.request import Observe, Request, Result
 from worker.api.job import Job, Limits, parse_request, uid_of
+from worker.api.parameters import picture_of, with_text
 from worker.api.response import Response, failure, new_encoders, success
 from worker.identity import ModelIdentity
 from worker.io.data_uri import decode_base64
 from worker.io.fetch import fetch, is_url
+from worker.io.metadata import generation_text
 from worker.io.pictures import decode_picture
 from worker.log import job_line, log
 from worker.progress import Send, reporting
@@ -78,6 +80,7 @@ async def run_job(job: Mapping[str, Any], service: Service, send: Send | None = 
 
 async def _generate(payload: object, uid: str, service: Service, send: Send | None, logged: dict[str, Any]) -> Response:
     """Parse the job, load its image, generate, respond. `logged` collects what the log says of the job."""
+    payload = await _with_recorded_text(payload, service)
     job = await _with_its_image(parse_request(payload, service.limits, uid), service)
     request = job.request
     logged |= {
@@ -117,10 +120,31 @@ async def _with_its_image(job: Job, service: Service) -> Job:
     """The job with its image, if it has one, fetched, decoded and resized, and with warnings about it."""
     if job.source is None:
         return job
-    source = job.source.strip()
-    private = service.settings.allow_private_urls
-    data = await fetch(source, allow_private=private) if is_url(source) else source
+    data = await _sent(job.source, service)
     return await asyncio.to_thread(_decoded, job, data, service.limits)
+
+
+async def _sent(source: str, service: Service) -> bytes | str:
+    """What a URL leads to; any other source as it is."""
+    source = source.strip()
+    return await fetch(source, allow_private=service.settings.allow_private_urls) if is_url(source) else source
+
+
+async def _with_recorded_text(payload: object, service: Service) -> object:
+    """The payload with the text that a picture carries in the place of the picture, if `parameters` is one."""
+    source = picture_of(payload)
+    if source is None:
+        return payload
+    assert isinstance(payload, dict)  # it has a picture
+    try:
+        text = await asyncio.to_thread(_text_of, await _sent(source, service))
+    except InvalidImage as error:
+        raise InvalidImage(str(error).replace("image:", "parameters:", 1)) from error
+    return with_text(payload, text)
+
+
+def _text_of(data: bytes | str) -> str:
+    return generation_text(decode_base64(data) if isinstance(data, str) else data)
 
 
 def _decoded(job: Job, data: bytes | str, limits: Limits) -> Job:

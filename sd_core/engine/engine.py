@@ -194,7 +194,7 @@ class Engine:
             job.fail(error)
             self._runner.require_device()
             return
-        job.warnings, job.images = prepared.warnings, [None] * len(prepared.pictures)
+        job.warnings, job.labels, job.images = prepared.warnings, prepared.labels, [None] * len(prepared.pictures)
         running = [Running(job, index, picture) for index, picture in enumerate(prepared.pictures)]
         for picture in running:
             self._scheduler.add(picture)

@@ -1,7 +1,7 @@
 """A job in the engine: its images as they arrive, its progress, and where its time goes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,6 +50,7 @@ class EngineJob(Job):
     prepare: Callable[[], Prepared] = field(kw_only=True)
     clock: PhaseClock = field(default_factory=PhaseClock)
     warnings: list[str] = field(default_factory=list)
+    labels: Mapping[str, str] = field(default_factory=dict)
     images: list[np.ndarray | None] = field(default_factory=list)
 
     def warn(self, warning: str) -> None:
@@ -64,7 +65,8 @@ class EngineJob(Job):
         self.images[index] = image
         images = [each for each in self.images if each is not None]
         if len(images) == len(self.images):
-            self._resolve(Result(images, self.request.seeds, self.clock.milliseconds(), self.warnings))
+            milliseconds = self.clock.milliseconds()
+            self._resolve(Result(images, self.request.seeds, milliseconds, self.warnings, self.labels))
 
     def fail(self, error: Exception) -> None:
         """Resolve the future with the error; memory errors in words that the caller can act on."""

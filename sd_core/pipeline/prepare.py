@@ -1,8 +1,8 @@
 """A request -> one coroutine for each of its images."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,10 +20,11 @@ from sd_core.work import HostTask, Picture, TextWork
 
 @dataclass(frozen=True)
 class Prepared:
-    """The pictures of one job, not yet started, and warnings for whoever reads the answer."""
+    """The pictures of one job, not yet started, warnings for whoever reads the answer, and `Result.labels`."""
 
     pictures: list[Picture]
     warnings: list[str]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare(request: Request, model: StableDiffusion, on_step: Callable[[int], OnStep] | None = None) -> Prepared:

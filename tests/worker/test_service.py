@@ -246,3 +246,40 @@ def test_urls_to_private_addresses_are_as_the_settings_say(service: Service) -> 
     assert "non-public address 127.0.0.1" in run(service, job)["error"]
     open_service = replace(service, settings=replace(service.settings, allow_private_urls=True))
     assert "could not be fetched from 127.0.0.1" in run(open_service, job)["error"]
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_a_stored_image_sent_back_as_parameters_is_generated_again(
+    service: Service, engine: Any, output_format: str
+) -> None:
+    fields = {"prompt": "a cat, лес", "seed": 5, "steps": 7, "sampler": "euler_karras", "width": 72, "height": 80}
+    first = run(service, {**fields, "output_format": output_format})
+    file = base64.b64decode(first["image"])
+    for source in (first["image"], f"data:image/{output_format};base64,{first['image']}"):
+        again = run(service, {"parameters": source, "output_format": output_format})
+        assert base64.b64decode(again["image"]) == file
+        assert again["warnings"] == ["drawn by a stand-in"]
+    assert engine.requests[1] == engine.requests[2] == engine.requests[0]
+    run(service, {"infotext": first["image"], "steps": 9, "model": "tiny"})
+    assert engine.requests[3] == replace(engine.requests[0], steps=9)
+    run(service, {"parameters": first["parameters"]})
+    assert engine.requests[4] == engine.requests[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "reason"),
+    [
+        (data_uri(plain()), "invalid_image", "parameters: the image carries no text"),
+        ("data:image/png;base64,a$b$", "invalid_image", "parameters: a string of 26 characters is not base64"),
+        ("data:image/png;base64,aGk=", "invalid_image", "parameters: 2 bytes are not a PNG, JPEG or WebP image"),
+        ("http://127.0.0.1:9/x.png", "invalid_image", "parameters: "),
+        (5, "invalid_input", "parameters: 5 is not a text, an object or a picture"),
+    ],
+)
+def test_parameters_that_carry_nothing_are_refused(
+    service: Service, engine: Any, source: Any, code: str, reason: str
+) -> None:
+    response = run(service, {"prompt": "x", "parameters": source})
+    assert response["error_code"] == code
+    assert reason in response["error"]
+    assert engine.requests == []

@@ -7,7 +7,7 @@ from typing import Any
 
 from sd_core.checks import plain
 from sd_core.fields import Field, Record, Source
-from worker.api.job import JOB
+from worker.api.job import JOB, Recorded
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 BEGIN, END = "<!-- fields: begin, made by python -m worker.api.docs -->", "<!-- fields: end -->"
@@ -17,6 +17,7 @@ TYPES: Mapping[Any, str] = {
     str: "string",
     bool: "bool",
     Source: "data URI, base64 or http(s) URL",
+    Recorded: "text, object, or a picture: data URI, base64 or http(s) URL",
 }
 
 

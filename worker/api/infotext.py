@@ -1,26 +1,56 @@
-"""An image's parameters as text, in the format that AUTOMATIC1111's web UI writes and reads."""
+"""An image's parameters as text, in the format that AUTOMATIC1111's web UI writes and reads.
+
+What the format cannot hold follows as one quoted JSON object, so that the text, sent back as `parameters`, always
+gives the same image. A field without a label is held that way too.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
+from sd_core.checks import check, plain
+from sd_core.errors import InvalidRequest
 from sd_core.fields import Field, Record
-from sd_core.pipeline.complete import acts
+from sd_core.pipeline.complete import acts, complete
+from sd_core.request import MIN_SIDE, Request
+from worker import VERSION
+from worker.api.infotext_in import EXACT, NEGATIVE, RNG, read_infotext
 from worker.api.job import JOB, Job
 
+SELF = f"sd15-worker {VERSION}"
+# Each image has a text of its own, and guidance that is off is written as a scale of 1.
+NOT_OF_ONE_IMAGE = frozenset({"num_images", "do_scale", "model"})
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
-def infotext(job: Job, seed: int, model: Mapping[str, str | None], record: Record = JOB) -> str:
-    """The text of the job's image that was generated from `seed`; `model` is its name and sha256."""
+
+def infotext(
+    job: Job,
+    seed: int,
+    model: Mapping[str, str | None],
+    record: Record = JOB,
+    labels: Mapping[str, str] = NO_LABELS,
+) -> str:
+    """The text of the job's image that was generated from `seed`; `model` is its name and sha256.
+
+    `labels` are further ones, which the text has but no field.
+    """
     request = replace(job.request, seed=seed)
     pairs = []
     for label, value in labelled(record, request, job.door):
         if label == record["model"].label:
             pairs.append(("Model hash", (model["sha256"] or "")[:10]))
         pairs.append((label, value))
-    line = ", ".join(f"{label}: {_quoted(value)}" for label, value in pairs if value)
-    negative = f"Negative prompt: {request.negative_prompt}\n" if request.negative_prompt else ""
-    return f"{request.prompt}\n{negative}{line}"
+    if all(label != RNG for label, _ in pairs):
+        pairs.append((RNG, "CPU"))
+    pairs += [*labels.items(), ("Version", SELF)]
+    text = _joined(request, pairs)
+    missing = _not_held(text, request, record)
+    if not missing:
+        return text
+    pairs.append((EXACT, json.dumps(missing, ensure_ascii=False)))
+    return _joined(request, pairs)
 
 
 def labelled(record: Record, *holders: Any) -> Iterator[tuple[str, str]]:
@@ -39,8 +69,47 @@ def labelled(record: Record, *holders: Any) -> Iterator[tuple[str, str]]:
             yield from labelled(field.record, value)
 
 
+def as_json(value: Any) -> Any:
+    """A field's value as JSON; a nested record is an object."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _joined(request: Any, pairs: list[tuple[str, str]]) -> str:
+    line = ", ".join(f"{label}: {_quoted(value)}" for label, value in pairs if value)
+    negative = f"{NEGATIVE} {request.negative_prompt}\n" if request.negative_prompt else ""
+    return f"{request.prompt}\n{negative}{line}"
+
+
+def _not_held(text: str, request: Request, record: Record) -> dict[str, Any]:
+    """The core's values that `text` would not give back."""
+    core = Record.of(type(request)).with_sources()
+    wanted = {**vars(request), "scale": request.guidance_scale}
+    read = {} if (again := _again(text, request, record)) is None else vars(again)
+    return {
+        field.name: as_json(wanted[field.name])
+        for field in core
+        if field.shown
+        and field.name not in NOT_OF_ONE_IMAGE
+        and acts(field.acts_with, wanted)
+        and read.get(field.name) != wanted[field.name]
+    }
+
+
+def _again(text: str, request: Request, record: Record) -> Request | None:
+    """The request that `text` makes beside the same images; None if it makes none.
+
+    That is so if prompts are split elsewhere: one of them may then be longer than a prompt can be.
+    """
+    images = {field.name: getattr(request, field.name) for field in Record.of(type(request)) if not field.shown}
+    try:
+        values = check(record, read_infotext(text, record).values).values
+        return complete(type(request), {"prompt": "", **values, **images}, request.model or "", MIN_SIDE)
+    except InvalidRequest:
+        return None
+
+
 def _text(field: Field, value: Any) -> str:
-    return f"{value:g}" if field.type is float else str(value)
+    return plain(value) if field.type is float else str(value)
 
 
 def _quoted(text: str) -> str:

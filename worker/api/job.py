@@ -2,22 +2,29 @@
 
 The fields of the core are lines of `sd_core.request.Request`, the worker's own are lines of `Door`; all else (defaults,
 limits, aliases, errors, the response, the documentation) is derived from these lines. A body of another tool's API is
-translated into a payload of these fields before `parse_request`, by one function per API.
+translated into a payload of these fields before it is checked, by one function per API, and filled from `parameters`.
 """
 
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NewType, TypeVar
 
 from sd_core.checks import Checked, Unfit, check, check_value, require, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, Source, make, option
 from sd_core.pipeline.complete import complete, find_model, without_effect
 from sd_core.request import MIN_SIDE, Request
-from sd_core.sampling.registry import a1111_label, is_sampler, is_schedule, joined_name
+from sd_core.sampling.registry import joined_name
+from worker.api.a1111 import translate
+from worker.api.found import PREFIX
+from worker.api.names import a1111_labels, scheduler_meant
+from worker.api.parameters import fill
 
 T = TypeVar("T")
+
+# A record of how an image was made: a text, an object, or a picture that carries one. `parameters.fill` reads it.
+Recorded = NewType("Recorded", object)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +41,13 @@ class Door:
     )
     output_format: str = option("png", choices=("png", "jpeg", "webp"))
     preview: bool = option(default=False, shown=False, meaning="true: progress comes with a small picture")
+    parameters: Recorded | None = option(
+        None,
+        aliases=("infotext",),
+        private=True,
+        shown=False,
+        meaning="fills every field that the job itself does not name; see below",
+    )
     mask: Source | None = option(
         None,
         aliases=("mask_image", "mask_url"),
@@ -44,13 +58,18 @@ class Door:
 
 
 def _sampler_to_text(request: Request) -> str:
-    return a1111_label(request.sampler, request.schedule)
+    return a1111_labels(request.sampler, request.schedule)[0]
+
+
+def _schedule_to_text(request: Request) -> str:
+    return a1111_labels(request.sampler, request.schedule)[1]
 
 
 def job_record(request: type[Request] = Request, door: type[Door] = Door) -> Record:
     """The record of a job: the core's fields, whose samplers are spelled as A1111 does, and the door's."""
     record = Record.of(request, door).with_sources()
-    return record.with_field(replace(record["sampler"], to_text=_sampler_to_text))
+    record = record.with_field(replace(record["sampler"], to_text=_sampler_to_text))
+    return record.with_field(replace(record["schedule"], label="Schedule type", to_text=_schedule_to_text))
 
 
 JOB = job_record()
@@ -87,6 +106,10 @@ class Job:
         """The value of each field by its name."""
         return {**vars(self.door), **vars(self.request)}
 
+    def of_image(self, index: int) -> "Job":
+        """The job of this image alone, which generates it again."""
+        return replace(self, request=self.request.of_image(index))
+
     @property
     def sampler_name(self) -> str:
         return joined_name(self.request.sampler, self.request.schedule)
@@ -115,7 +138,10 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
         raise InvalidRequest("input: is missing; it holds the job's fields, at least prompt")
     if not isinstance(payload, dict):
         raise InvalidRequest(f"input: {shorten(payload)} is not an object of fields")
-    checked = check(record, payload, meant=_meant(payload, record))
+    body = translate(payload, record)
+    meant = scheduler_meant(body.payload, record)
+    filled = fill(body.payload, record, meant, limits.native_sizes)
+    checked = check(record, filled.payload, meant)
     values, problems = checked.values, list(checked.problems)
     first_model = next(iter(limits.native_sizes))
     model = _attempt(problems, lambda: find_model(values["model"], limits.native_sizes)) or first_model
@@ -131,22 +157,11 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     require(problems)
     assert request is not None  # else there was a problem
     door = make(door_type, {**values, "uid": values["uid"] or uid or new_uid()})
-    warnings = tuple(without_effect(record, checked))
-    return Job(request, door, values["image"], values["width"], values["height"], warnings)
-
-
-def _meant(payload: Mapping[Any, Any], record: Record) -> dict[str, str]:
-    """Which field `scheduler` means, which other tools use for a sampler or for a schedule.
-
-    Beside a sampler it is the schedule. Alone it is the sampler, unless it names a schedule and no sampler.
-    """
-    value = payload.get("scheduler")
-    names = {"sampler", *record["sampler"].aliases} - {"scheduler"}
-    samplers = [payload.get(name) for name in names]
-    if any(sampler is not None and sampler != value for sampler in samplers):
-        return {"scheduler": "schedule"}
-    names_schedule = isinstance(value, str) and is_schedule(value) and not is_sampler(value)
-    return {"scheduler": "schedule"} if names_schedule else {}
+    written = checked.written | {name: f"{PREFIX}.{name}" for name in filled.names}
+    idle = without_effect(record, replace(checked, written=written))
+    return Job(
+        request, door, values["image"], values["width"], values["height"], (*body.warnings, *filled.warnings, *idle)
+    )
 
 
 def _attempt(problems: list[str], attempt: Callable[[], T]) -> T | None:

@@ -7,7 +7,6 @@ import json
 import os
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from sd_core.errors import SDError
 from sd_core.fields import Record
 from sd_core.pipeline.complete import acts
 from sd_core.request import Result
-from worker.api.infotext import infotext
+from worker.api.infotext import as_json, infotext
 from worker.api.job import JOB, Job
+from worker.io.exif import with_user_comment
 from worker.io.store import store
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,6 +30,7 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "webp": {"quality": 95, "method": 4},
 }
 MAX_ENCODERS = 4
+MAX_JPEG_SEGMENT = 65_533  # bytes
 
 # Left out of a printed response: images and prompts, which a warning may quote.
 UNPRINTED = ("image", "images", "parameters", "warnings")
@@ -72,15 +73,17 @@ async def success(
     """
     started = time.perf_counter()
     on_encoders = partial(asyncio.get_running_loop().run_in_executor, encoders)
+    kind = job.door.output_format
+    texts = [
+        infotext(job.of_image(index), seed, model, labels=result.labels) for index, seed in enumerate(result.seeds)
+    ]
     files = await asyncio.gather(
-        *(
-            on_encoders(encode, image, job.door.output_format, infotext(job, seed, model))
-            for image, seed in zip(result.images, result.seeds, strict=True)
-        )
+        *(on_encoders(encode, image, kind, text) for image, text in zip(result.images, texts, strict=True))
     )
-    stored = await on_encoders(store, outputs, job.door.uid, files, job.door.output_format)
+    stored = await on_encoders(store, outputs, job.door.uid, files, kind)
     images = await on_encoders(_in_base64, files)
     single = len(images) == 1
+    lost = [] if all(holds(kind, text) for text in texts) else ["the parameters are too long for a JPEG to carry them"]
     response = Response(
         message="success",
         uid=job.door.uid,
@@ -90,7 +93,7 @@ async def success(
         parameters=parameters(job),
         timings_ms={},
         model=model,
-        warnings=[*job.warnings, *result.warnings],
+        warnings=[*job.warnings, *result.warnings, *lost],
     )
     timings = {**result.timings_ms, "respond": 1000 * (time.perf_counter() - started)}
     response["timings_ms"] = {name: round(spent, 1) for name, spent in timings.items()}
@@ -119,24 +122,28 @@ def failure(error: SDError, uid: str) -> Response:
 
 
 def encode(image: np.ndarray, output_format: str, text: str) -> bytes:
-    """uint8 (H, W, 3) -> an image file; a PNG carries `text` in a chunk named `parameters`."""
-    options = SAVE_OPTIONS[output_format]
+    """uint8 (H, W, 3) -> an image file that carries `text`, if it is not too long for a JPEG.
+
+    A PNG has it in a chunk named `parameters`, JPEG and WebP have it as EXIF's UserComment.
+    """
+    options = dict(SAVE_OPTIONS[output_format])
     if output_format == "png":
-        chunks = PngInfo()
-        chunks.add_text("parameters", text)
-        options = {**options, "pnginfo": chunks}
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text("parameters", text)
+    elif holds(output_format, text):
+        options["exif"] = with_user_comment(text)
     file = io.BytesIO()
     Image.fromarray(image).save(file, format=output_format, **options)
     return file.getvalue()
+
+
+def holds(output_format: str, text: str) -> bool:
+    """Whether a file of this format can carry the text."""
+    return output_format != "jpeg" or len(with_user_comment(text)) <= MAX_JPEG_SEGMENT
 
 
 def parameters(job: Job, record: Record = JOB) -> dict[str, Any]:
     """Every value that the images were generated with, under the names of a job's fields."""
     values = job.values
     shown = [field.name for field in record if field.shown and acts(field.acts_with, values)]
-    return {name: _as_json(values[name]) for name in shown} | {"sampler": job.sampler_name}
-
-
-def _as_json(value: Any) -> Any:
-    """A field's value as JSON; a nested record is an object."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return {name: as_json(values[name]) for name in shown} | {"sampler": job.sampler_name}

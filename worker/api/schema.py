@@ -4,8 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sd_core.fields import Field, Record, Source
+from worker.api.job import Recorded
 
-TYPES: Mapping[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean", Source: "string"}
+TYPES: Mapping[Any, str | list[str]] = {
+    int: "integer",
+    float: "number",
+    str: "string",
+    bool: "boolean",
+    Source: "string",
+    Recorded: ["string", "object"],
+}
 
 
 def schema(record: Record) -> dict[str, Any]:
@@ -20,7 +28,8 @@ def schema(record: Record) -> dict[str, Any]:
 def _property(field: Field) -> dict[str, Any]:
     kind: dict[str, Any] = schema(field.record) if field.record is not None else {"type": TYPES[field.type]}
     if field.nullable:
-        kind["type"] = [kind["type"], "null"]
+        types = kind["type"]
+        kind["type"] = [*(types if isinstance(types, list) else [types]), "null"]
     limits = {
         "minimum": field.low,
         "exclusiveMinimum": field.above,

@@ -15,7 +15,7 @@ from worker.io.exif import HEADER, orientation_of
 from worker.io.frames import Frame, on_white, open_image
 
 START, END = b"\xff\xd8", b"\xff\xd9"
-SCAN, END_MARKER, COMMENT, ADOBE = 0xDA, 0xD9, 0xFE, 0xEE
+SCAN, END_MARKER, COMMENT, EXIF, ADOBE = 0xDA, 0xD9, 0xFE, 0xE1, 0xEE  # XMP is in EXIF's segments, too
 STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
 APPLICATION = range(0xE0, 0xF0)
 BASELINE_FRAMES, PROGRESSIVE_FRAMES = frozenset({0xC0, 0xC1}), frozenset({0xC2})
@@ -43,9 +43,9 @@ def first_frame(data: bytes) -> Frame:
         if segment.marker == SCAN:
             break
         body = segment.body
-        if segment.marker == 0xE1 and body.startswith(HEADER):
+        if segment.marker == EXIF and body.startswith(HEADER):
             exif = exif or body
-        elif segment.marker == 0xE1 and body.startswith(XMP):
+        elif segment.marker == EXIF and body.startswith(XMP):
             xmp = xmp or body
         if _is_drawn_with(segment):
             kept.append(data[segment.start : segment.end])
@@ -53,6 +53,11 @@ def first_frame(data: bytes) -> Frame:
         raise InvalidImage("image: the JPEG is broken or truncated: it holds no image data")
     reduced = b"".join(kept) + data[segment.start :]
     return Frame(on_white(_decode(reduced)), orientation_of(exif, xmp))
+
+
+def exif_of(data: bytes) -> bytes:
+    """The first EXIF block of a JPEG file; empty if there is none. Raises `InvalidImage` for too many segments."""
+    return next((s.body for s in _segments(data) if s.marker == EXIF and s.body.startswith(HEADER)), b"")
 
 
 def _segments(data: bytes) -> Iterator[Segment]:

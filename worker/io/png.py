@@ -26,6 +26,7 @@ SAMPLES = {GRAY: 1, RGB: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
 INFLATED_BLOCK = 1 << 20
 # Of the seven passes of an interlaced image: the first column and row, the steps across and down.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 EXIF_TEXTS = frozenset({b"Raw profile type exif", b"Raw profile type APP1"})
 XMP_TEXT = b"XML:com.adobe.xmp"
 
@@ -79,6 +80,22 @@ def read_chunks(data: bytes) -> Iterator[Chunk]:
             return
         offset += 12 + length
     raise InvalidImage(f"image: the PNG has more than {MAX_CHUNKS:,} chunks")
+
+
+def texts_of(data: bytes) -> dict[str, str]:
+    """The undamaged texts of a PNG file by keyword, the first of each; of a compressed one `MAX_METADATA` bytes."""
+    texts: dict[str, str] = {}
+    for chunk in read_chunks(data):
+        if chunk.sound and chunk.kind in TEXTS:
+            keyword = chunk.body[:80].partition(b"\0")[0].decode("latin-1")
+            encoding = "utf-8" if chunk.kind == b"iTXt" else "latin-1"
+            texts.setdefault(keyword, _text(chunk).decode(encoding, "replace"))
+    return texts
+
+
+def exif_of(data: bytes) -> bytes:
+    """The first EXIF block of a PNG file; empty if there is none."""
+    return next((chunk.body for chunk in read_chunks(data) if chunk.sound and chunk.kind == b"eXIf"), b"")
 
 
 def pack_chunk(kind: bytes, body: bytes) -> bytes:
@@ -210,7 +227,7 @@ def _orientation(chunks: Iterable[Chunk]) -> int:
             continue
         if chunk.kind == b"eXIf":
             exif = exif or chunk.body
-        elif chunk.kind in (b"tEXt", b"zTXt", b"iTXt"):
+        elif chunk.kind in TEXTS:
             keyword = chunk.body[:80].partition(b"\0")[0]
             if keyword in EXIF_TEXTS:
                 exif = exif or unpack_raw_profile(_text(chunk))

@@ -42,6 +42,11 @@ def first_frame(data: bytes) -> Frame:
     return Frame(on_white(image), orientation_of(exif, xmp), is_animated(image))
 
 
+def exif_of(data: bytes) -> bytes:
+    """The first EXIF block of a WebP file; empty if there is none. Raises `InvalidImage` for too many chunks."""
+    return next((body for kind, body, _ in _chunks(data) if kind == b"EXIF"), b"")
+
+
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
     """Each chunk's kind, its body, and the body's length as stated: of the last one the file may hold less."""
     offset = len(SIGNATURE) + 4 + len(KIND)

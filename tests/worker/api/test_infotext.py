@@ -1,4 +1,6 @@
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,21 +8,25 @@ import pytest
 
 from sd_core.fields import Record
 from sd_core.request import Request
+from worker import VERSION
 from worker.api.infotext import infotext
 from worker.api.job import Job, Limits, parse_request
 
 MODEL = {"name": "tiny", "sha256": "0123456789abcdef" * 4}
 
 
+LIMITS = Limits(2**22, {"tiny": 64, "a, b: c": 64})
+
+
 def parse(**fields: Any) -> Job:
-    return parse_request({"prompt": "a cat", "width": 72, **fields}, Limits(2**22, {"tiny": 64, "a, b: c": 64}))
+    return parse_request({"prompt": "a cat", "width": 72, **fields}, LIMITS)
 
 
 def test_the_text_has_the_order_and_labels_of_the_web_ui() -> None:
     assert infotext(parse(negative_prompt="fog", steps=4), 6, MODEL) == (
         "a cat\nNegative prompt: fog\n"
-        "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 6, Size: 72x64, "
-        "Model hash: 0123456789, Model: tiny, RNG: CPU"
+        "Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 6, Size: 72x64, "
+        "Model hash: 0123456789, Model: tiny, RNG: CPU, Version: sd15-worker 0.1.0"
     )
 
 
@@ -28,8 +34,8 @@ def test_strength_is_written_with_an_image_and_an_unknown_hash_is_left_out() -> 
     job = parse(image="aGk=", strength=0.5, do_scale=False, sampler="euler_a", model="a, b: c")
     job = replace(job, request=replace(job.request, image=np.zeros((64, 72, 3), np.uint8)))
     assert infotext(job, 3, {"name": "a, b: c", "sha256": None}) == (
-        "a cat\nSteps: 25, Sampler: Euler a, CFG scale: 1, Seed: 3, Size: 72x64, "
-        'Model: "a, b: c", Denoising strength: 0.5, RNG: CPU'
+        "a cat\nSteps: 25, Sampler: Euler a, Schedule type: Uniform, CFG scale: 1, Seed: 3, Size: 72x64, "
+        'Model: "a, b: c", Denoising strength: 0.5, RNG: CPU, Version: sd15-worker 0.1.0'
     )
 
 
@@ -58,3 +64,21 @@ def test_a_size_is_read_from_the_text_that_it_is_written_as() -> None:
     for text in ("72", "72x", "axb", "1x2x3"):
         with pytest.raises(ValueError):
             size.from_text(text)
+
+
+def test_labels_that_no_field_has_are_written_and_change_no_job() -> None:
+    job = parse(seed=6)
+    text = infotext(job, 6, MODEL, labels={"TI hashes": "fog: 0123, rain: 4567"})
+    assert 'RNG: CPU, TI hashes: "fog: 0123, rain: 4567", Version: ' in text
+    again = parse_request({"parameters": text}, LIMITS)
+    assert (again.request, again.warnings) == (job.request, ())
+
+
+def test_a_float_is_written_as_exactly_as_it_is() -> None:
+    assert ", CFG scale: 7, " in infotext(parse(scale=7.0), 1, MODEL)
+    assert ", CFG scale: 7.123456789, " in infotext(parse(scale=7.123456789), 1, MODEL)
+
+
+def test_the_version_is_the_projects() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())
+    assert project["project"]["version"] == VERSION

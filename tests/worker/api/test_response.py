@@ -3,18 +3,21 @@ import base64
 import io
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from sd_parsers import ParserManager
 
 from sd_core.errors import InvalidRequest
 from sd_core.request import Result
 from worker.api import response as responding
 from worker.api.job import Job, Limits, parse_request
 from worker.api.response import PayloadTooLarge, Response, encode, failure, new_encoders, success
+from worker.io.metadata import generation_text
 
 MODEL = {"name": "tiny", "sha256": "0123456789abcdef" * 4}
 
@@ -111,9 +114,50 @@ def test_a_png_carries_its_parameters_as_the_web_ui_writes_them(tmp_path: Path) 
         text = opened.info["parameters"]
     assert text == (
         "a cat, лес 🐈\non a mat\nNegative prompt: fog\n"
-        "Steps: 4, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 6, Size: 72x64, "
-        "Model hash: 0123456789, Model: tiny, RNG: CPU"
+        "Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 6, Size: 72x64, "
+        "Model hash: 0123456789, Model: tiny, RNG: CPU, Version: sd15-worker 0.1.0"
     )
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("prompt", ["a cat, лес 🐈\non a mat", "Negative prompt: fog"])
+def test_every_format_carries_parameters_that_give_the_job_back(
+    tmp_path: Path, output_format: str, prompt: str
+) -> None:
+    job = parse(prompt=prompt, seed=5, num_images=2, steps=4, output_format=output_format, sampler="heun_karras")
+    response = respond(job, tmp_path)
+    text = generation_text(Path(response["outputs"][1]).read_bytes())
+    again = parse_request({"parameters": text}, LIMITS)
+    assert again.request == replace(job.request, seed=6, num_images=1)
+    assert response["warnings"] == ["a note"]
+    with Image.open(response["outputs"][1]) as opened:
+        assert opened.format == output_format.upper()
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_sd_parsers_reads_every_file(tmp_path: Path, output_format: str) -> None:
+    job = parse(prompt="a cat, лес\non: a mat", negative_prompt="fog", seed=5, steps=4, output_format=output_format)
+    (stored,) = respond(job, tmp_path)["outputs"]
+    found = ParserManager().parse(stored)
+    (sampler,) = found.samplers
+    assert [prompt.value for prompt in sampler.prompts] == ["a cat, лес\non: a mat"]
+    assert [prompt.value for prompt in sampler.negative_prompts] == ["fog"]
+    assert (sampler.name, sampler.model.name, sampler.model.hash) == ("DPM++ 2M", "tiny", "0123456789")
+    assert sampler.parameters == {"cfg_scale": "7.5", "seed": "5", "steps": "4", "scheduler": "Karras"}
+    assert found.metadata["RNG"] == "CPU"
+
+
+def test_a_text_that_no_jpeg_can_carry_is_said(tmp_path: Path) -> None:
+    # The format cannot hold this prompt, so the exact fields repeat it.
+    fields = {"prompt": "Negative prompt: " + "🐈" * 7_900, "negative_prompt": "🐕" * 7_900, "seed": 5}
+    response = respond(parse(output_format="jpeg", **fields), tmp_path / "jpeg")
+    assert response["warnings"] == ["a note", "the parameters are too long for a JPEG to carry them"]
+    with Image.open(response["outputs"][0]) as opened:
+        assert dict(opened.getexif()) == {}
+    webp = respond(parse(output_format="webp", **fields), tmp_path / "webp")
+    assert webp["warnings"] == ["a note"]
+    text = generation_text(Path(webp["outputs"][0]).read_bytes())
+    assert parse_request({"parameters": text}, LIMITS).request.prompt == fields["prompt"]
 
 
 def test_a_response_over_the_limit_names_the_stored_images(tmp_path: Path) -> None:

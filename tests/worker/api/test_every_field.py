@@ -1,0 +1,111 @@
+"""Every field of the core comes back from the text that its value is written in, also one that is added later."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd_core.errors import InvalidRequest
+from sd_core.fields import Field, Record, option
+from sd_core.request import Request
+from sd_core.sampling.registry import SOLVERS
+from worker.api.infotext import infotext
+from worker.api.job import JOB, Job, Limits, job_record, parse_request
+from worker.api.response import parameters
+
+LIMITS = Limits(2**24, {"tiny": 64, "other": 64})
+MODEL = {"name": "tiny", "sha256": None}
+# Values of the fields whose limits do not say what they can be.
+VALUES: dict[str, tuple[Any, ...]] = {
+    "prompt": ("a cat, (fluffy:1.2)", "a\nNegative prompt: b", " \n"),
+    "sampler": ("heun", "ddim"),
+    "schedule": ("karras", "default"),
+    "model": ("other",),
+}
+# It says how many images there are; each text is of one.
+NOT_HELD = {"num_images"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Border:
+    width: int = option(8, low=0, high=64, label="Border width")
+    colour: str = option("white", choices=("white", "black"))
+
+
+@dataclass(frozen=True)
+class Later(Request):
+    """Fields of every type, with a label and without."""
+
+    sharpness: float = option(0.5, low=0, high=2, label="Sharpness")
+    softness: float = option(0.5, low=0, high=2)
+    mirrored: bool = option(default=False, label="Mirrored")
+    rounds: int | None = option(None, low=1, high=3)
+    style: str = option("plain", choices=("plain", "framed"), label="Style")
+    border: Border | None = option(None, acts_with=("image",))
+
+
+LATER = job_record(Later)
+
+
+def values(field: Field) -> Iterator[Any]:
+    """Values that a field can have, others than its default among them."""
+    if field.name in VALUES:
+        yield from VALUES[field.name]
+    elif field.record is not None:
+        yield {}
+        for inner in field.record:
+            yield from ({inner.name: value} for value in values(inner))
+    elif field.type is bool:
+        yield not field.default
+    elif field.choices:
+        yield from field.choices
+    elif field.type is int:
+        step = field.multiple_of or 1
+        least = max(field.low or 0, 0)
+        yield from (int(least) + step, int(least) + 2 * step)
+    elif field.type is float:
+        least, most = field.low or field.above or 0, field.high if field.high is not None else 2
+        yield from (least + (most - least) / 4, least + (most - least) / 3)
+    else:
+        yield from ("a", "a, b: c")
+
+
+def job_with(field: Field, value: Any, record: Record) -> Job:
+    """A job with this value, an image if the value acts only with one, and a sampler that has the option."""
+    fields = {"prompt": "x", "seed": 5, "width": 64, "height": 64, field.name: value}
+    if "image" in field.acts_with:
+        fields["image"] = "aGk="
+    samplers = ["dpmpp_2m"] if field.name in ("sampler", "schedule") else list(SOLVERS)
+    for sampler in samplers:
+        try:
+            job = parse_request({"sampler": sampler, **fields}, LIMITS, record=record)
+        except InvalidRequest as error:
+            reason = error
+        else:
+            image = None if job.source is None else np.zeros((64, 64, 3), np.uint8)
+            return replace(job, request=replace(job.request, image=image))
+    raise reason
+
+
+CASES = [
+    pytest.param(record, field, value, id=f"{field.name}-{index}-{name}")
+    for name, record in {"today": JOB, "later": LATER}.items()
+    for field in Record.of(record.owners[0]).with_sources()
+    if field.shown and field.name not in NOT_HELD
+    for index, value in enumerate(values(field))
+]
+
+
+@pytest.mark.parametrize(("record", "field", "value"), CASES)
+def test_a_value_comes_back_from_text_and_object(record: Record, field: Field, value: Any) -> None:
+    job = job_with(record[field.name], value, record)
+    image = {} if job.source is None else {"image": job.source}
+    written = infotext(job, job.request.seed, MODEL, record)
+    again = parse_request({"parameters": written, **image}, LIMITS, record=record)
+    wanted = replace(job.request, image=None)
+    assert again.request == replace(wanted, scale=wanted.guidance_scale, do_scale=True), written
+    assert again.warnings == ()
+    told = parse_request({"parameters": parameters(job, record), **image}, LIMITS, record=record)
+    assert told.request == wanted
