@@ -13,9 +13,10 @@ from PIL import Image
 from sd_core.checks import check, require
 from sd_core.engine.engine import Engine
 from sd_core.fields import Record
+from sd_core.nested import MAX_SIDE
 from sd_core.pipeline.complete import complete, find_model, with_image, without_effect
 from sd_core.pipeline.model import ModelInfo, StableDiffusion
-from sd_core.request import MAX_SIDE, Request
+from sd_core.request import Request
 
 # Guided images of native size that share a forward.
 MAX_BATCH = 8

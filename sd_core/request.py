@@ -5,11 +5,10 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
-from sd_core.fields import option
+from sd_core.fields import ToText, option
+from sd_core.nested import MAX_PROMPT, MAX_SIDE, MIN_SIDE, FreeU, Hires
 
 MAX_SEED = 2**63 - 1
-MIN_SIDE, MAX_SIDE = 64, 2048
-MAX_PROMPT = 8_000
 
 
 def _size_to_text(request: "Request") -> str:
@@ -23,6 +22,16 @@ def _size_from_text(text: str) -> Mapping[str, int]:
 
 def _scale_to_text(request: "Request") -> str:
     return f"{request.guidance_scale:g}"
+
+
+def _if_set(name: str, default: object) -> ToText:
+    """The text of a field that an infotext leaves out at its default."""
+
+    def to_text(request: "Request") -> str | None:
+        value = getattr(request, name)
+        return None if value == default else f"{value:g}" if isinstance(value, float) else str(value)
+
+    return to_text
 
 
 @dataclass(frozen=True)
@@ -98,12 +107,74 @@ class Request:
     )
     strength: float = option(
         0.8,
+        filled="0.8",
         above=0,
         high=1,
         aliases=("prompt_strength", "denoising_strength"),
         label="Denoising strength",
+        acts_with=("image", "hires"),
+        meaning="acts only with an image or with hires",
+    )
+
+    # What is generated beside the plain picture.
+    strength_steps: str = option(
+        "scaled",
+        choices=("scaled", "exact"),
         acts_with=("image",),
-        meaning="acts only with an image",
+        meaning="scaled: int(steps x strength) steps; exact: `steps` steps whatever the strength",
+    )
+    hires: Hires | None = option(None, meaning="a second pass at a larger size")
+    tiling: bool = option(
+        default=False, label="Tiling", to_text=_if_set("tiling", default=False), meaning="seamless in both directions"
+    )
+    guidance_rescale: float = option(
+        0.0,
+        low=0,
+        high=1,
+        label="Guidance rescale",
+        to_text=_if_set("guidance_rescale", 0),
+        meaning="the part by which guidance keeps the prediction's deviation",
+    )
+    pag_scale: float = option(
+        0.0,
+        low=0,
+        high=20,
+        label="PAG scale",
+        to_text=_if_set("pag_scale", 0),
+        meaning="perturbed attention guidance in the middle block; 0: none, else one row more",
+    )
+    freeu: FreeU | None = option(None, meaning="reweighs the coarsest levels; `{}`: its authors' factors for v1.5")
+    guidance_start: float = option(
+        0.0,
+        low=0,
+        high=1,
+        label="Guidance start",
+        to_text=_if_set("guidance_start", 0),
+        meaning="the part of the steps before guidance begins; until then an image takes one row",
+    )
+    guidance_end: float = option(
+        1.0,
+        low=0,
+        high=1,
+        label="Guidance end",
+        to_text=_if_set("guidance_end", 1),
+        meaning="the part of the steps after which guidance ends",
+    )
+    deepcache: int = option(
+        1,
+        low=1,
+        high=5,
+        label="DeepCache interval",
+        to_text=_if_set("deepcache", 1),
+        meaning="every so many steps the whole UNet runs, between them its outermost block alone; changes the image",
+    )
+    tome_ratio: float = option(
+        0.0,
+        low=0,
+        high=0.75,
+        label="Token merging ratio",
+        to_text=_if_set("tome_ratio", 0),
+        meaning="the part of the tokens that is merged before self-attention; changes the image",
     )
 
     @property

@@ -19,7 +19,7 @@ from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
 from sd_core.models.vae import TILE, VAE
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.work import Context, DecodeWork, EncodeWork, TextWork, UNetWork
+from sd_core.work import Context, DecodeWork, EncodeWork, TextWork, UNetWork, UpscaleWork
 from tests.support.memory import KINDS, peak_and_counted
 
 CPU = torch.device("cpu")
@@ -35,9 +35,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, network: type[Any], method: str) ->
     rows: list[int] = []
     call = getattr(network, method)
 
-    def counting(self: Any, x: Tensor, *rest: Any) -> Any:
+    def counting(self: Any, x: Tensor, *rest: Any, **named: Any) -> Any:
         rows.append(len(x))
-        return call(self, x, *rest)
+        return call(self, x, *rest, **named)
 
     monkeypatch.setattr(network, method, counting)
     return rows
@@ -247,4 +247,4 @@ def test_a_forward_holds_no_more_than_is_counted(tiny_model: StableDiffusion, fo
 
 
 def test_every_kind_of_work_is_registered(pool: Pool) -> None:
-    assert kinds_of(pool, 4).keys() == {TextWork, EncodeWork, UNetWork, DecodeWork}
+    assert kinds_of(pool, 4).keys() == {TextWork, EncodeWork, UNetWork, DecodeWork, UpscaleWork}

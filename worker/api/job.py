@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 from sd_core.checks import Checked, Unfit, check, check_value, require, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, Source, make, option
-from sd_core.pipeline.complete import complete, find_model, without_effect
-from sd_core.request import MIN_SIDE, Request
+from sd_core.nested import MIN_SIDE, Hires
+from sd_core.pipeline.complete import check_hires, complete, find_model, without_effect
+from sd_core.request import Request
 from sd_core.sampling.registry import a1111_label, is_sampler, is_schedule, joined_name
+from worker.api.hires import nested_hires
 
 T = TypeVar("T")
 
@@ -33,6 +35,7 @@ class Door:
         meaning="comes back unchanged",
     )
     output_format: str = option("png", choices=("png", "jpeg", "webp"))
+    output_quality: int = option(95, low=1, high=100, meaning="of jpeg and webp")
     preview: bool = option(default=False, shown=False, meaning="true: progress comes with a small picture")
     mask: Source | None = option(
         None,
@@ -47,9 +50,17 @@ def _sampler_to_text(request: Request) -> str:
     return a1111_label(request.sampler, request.schedule)
 
 
+def _hires_sampler_to_text(hires: Hires) -> str | None:
+    return None if hires.sampler is None or hires.schedule is None else a1111_label(hires.sampler, hires.schedule)
+
+
 def job_record(request: type[Request] = Request, door: type[Door] = Door) -> Record:
     """The record of a job: the core's fields, whose samplers are spelled as A1111 does, and the door's."""
     record = Record.of(request, door).with_sources()
+    hires = record["hires"]
+    assert hires.record is not None
+    sampler = replace(hires.record["sampler"], to_text=_hires_sampler_to_text)
+    record = record.with_field(replace(hires, record=hires.record.with_field(sampler)))
     return record.with_field(replace(record["sampler"], to_text=_sampler_to_text))
 
 
@@ -115,6 +126,7 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
         raise InvalidRequest("input: is missing; it holds the job's fields, at least prompt")
     if not isinstance(payload, dict):
         raise InvalidRequest(f"input: {shorten(payload)} is not an object of fields")
+    payload, idle = nested_hires(payload, record)
     checked = check(record, payload, meant=_meant(payload, record))
     values, problems = checked.values, list(checked.problems)
     first_model = next(iter(limits.native_sizes))
@@ -132,6 +144,8 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     assert request is not None  # else there was a problem
     door = make(door_type, {**values, "uid": values["uid"] or uid or new_uid()})
     warnings = tuple(without_effect(record, checked))
+    if idle:
+        warnings += (f"{', '.join(idle)} did nothing: no effect without enable_hr",)
     return Job(request, door, values["image"], values["width"], values["height"], warnings)
 
 
@@ -176,3 +190,4 @@ def _check_pixels(values: Mapping[str, Any], native_size: int, max_pixels: int) 
     pixels = width * height * count
     if pixels > max_pixels:
         raise InvalidRequest(f"width x height x num_images: {width} x {height} x {count} is {pixels:,} pixels, {limit}")
+    check_hires(values["hires"], (width, height), count, max_pixels)

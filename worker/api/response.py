@@ -26,8 +26,8 @@ from worker.io.store import store
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "png": {"compress_level": 1},
-    "jpeg": {"quality": 95, "subsampling": 0},
-    "webp": {"quality": 95, "method": 4},
+    "jpeg": {"subsampling": 0},
+    "webp": {"method": 4},
 }
 MAX_ENCODERS = 4
 
@@ -74,7 +74,7 @@ async def success(
     on_encoders = partial(asyncio.get_running_loop().run_in_executor, encoders)
     files = await asyncio.gather(
         *(
-            on_encoders(encode, image, job.door.output_format, infotext(job, seed, model))
+            on_encoders(encode, image, job.door.output_format, infotext(job, seed, model), job.door.output_quality)
             for image, seed in zip(result.images, result.seeds, strict=True)
         )
     )
@@ -118,13 +118,15 @@ def failure(error: SDError, uid: str) -> Response:
     return Response(error=f"{error.code}: {text}", error_code=error.code, message="error", uid=uid)
 
 
-def encode(image: np.ndarray, output_format: str, text: str) -> bytes:
-    """uint8 (H, W, 3) -> an image file; a PNG carries `text` in a chunk named `parameters`."""
-    options = SAVE_OPTIONS[output_format]
+def encode(image: np.ndarray, output_format: str, text: str, quality: int = 95) -> bytes:
+    """uint8 (H, W, 3) -> an image file; a PNG carries `text` in a chunk named `parameters`, others have a quality."""
+    options = dict(SAVE_OPTIONS[output_format])
     if output_format == "png":
         chunks = PngInfo()
         chunks.add_text("parameters", text)
-        options = {**options, "pnginfo": chunks}
+        options["pnginfo"] = chunks
+    else:
+        options["quality"] = quality
     file = io.BytesIO()
     Image.fromarray(image).save(file, format=output_format, **options)
     return file.getvalue()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sd_core.cache import LRU
 from sd_core.device import upload
+from sd_core.engine.kinds.extras import departing
 from sd_core.engine.kinds.kind import Kind
 from sd_core.engine.pool import LATENT_PIXELS, Pool
 from sd_core.models.given import Given, KeysValues
@@ -23,6 +24,7 @@ STACKED_BYTES = 2**28
 """The same, stacked for whole forwards: most steps run with the prompts of the step before."""
 
 Read = dict[str, KeysValues]
+Answer = Tensor | tuple[Tensor, Tensor]
 
 
 class UNetKind(Kind[UNetWork]):
@@ -41,7 +43,8 @@ class UNetKind(Kind[UNetWork]):
         return 2 * self._max_batch
 
     def key(self, work: UNetWork) -> Hashable:
-        return work.network, work.latents.shape[1:], work.contexts[0].states.shape[1:]
+        extras = work.extras.tiling, work.extras.tome_ratio, work.deep is not None
+        return work.network, work.latents.shape[1:], work.contexts[0].states.shape[1:], extras
 
     def cost(self, work: UNetWork) -> float:
         """In rows of native size: activations grow with rows times pixels."""
@@ -50,24 +53,42 @@ class UNetKind(Kind[UNetWork]):
 
     def bytes(self, work: UNetWork) -> int:
         unet = self._pool.unet(work.network)
-        numbers = NUMBERS * unet.config.channels[0] * work.latents.shape[2:].numel()
-        return len(work.contexts) * numbers * unet.dtype.itemsize
+        # Features that are kept stay in memory beside those that the forward works on.
+        numbers = NUMBERS + 2 * work.keeps_deep
+        values = numbers * unet.config.channels[0] * work.latents.shape[2:].numel()
+        return len(work.contexts) * values * unet.dtype.itemsize
 
-    def run(self, works: Sequence[UNetWork]) -> Sequence[Tensor]:
+    def run(self, works: Sequence[UNetWork]) -> Sequence[Answer]:
         network = works[0].network
+        unet, rows = self._pool.unet(network), [len(work.contexts) for work in works]
         latents = torch.cat([work.latents for work in works])
         timesteps = [work.timestep for work in works for _ in work.latents]
-        output: Tensor = self._pool.step(network)(
-            latents, upload(torch.tensor(timesteps, dtype=torch.float32), self._pool.device), self._given(works)
-        )
-        answers: Sequence[Tensor] = output.split([len(work.contexts) for work in works])
+        times = upload(torch.tensor(timesteps, dtype=torch.float32), self._pool.device)
+        given = departing(self._given(works), works, unet)
+        features = [work.deep for work in works if work.deep is not None]
+        if features:
+            shallow: Sequence[Tensor] = unet.outermost(latents, times, torch.cat(features), given).split(rows)
+            return shallow
+        if any(work.keeps_deep for work in works):
+            output, deep = unet.whole(latents, times, given)
+            return [
+                # A copy, because a view would keep the features of all rows alive.
+                (own, its_deep.clone()) if work.keeps_deep else own
+                for work, own, its_deep in zip(works, output.split(rows), deep.split(rows), strict=True)
+            ]
+        answers: Sequence[Tensor] = self._pool.step(network)(latents, times, given).split(rows)
         return answers
 
     def smallest(self, work: UNetWork) -> UNetWork | None:
         return None if len(work.contexts) == 1 else self._row(work, 0)
 
-    def run_in_parts(self, work: UNetWork) -> Tensor:
-        return torch.cat([self.run([self._row(work, row)])[0] for row in range(len(work.contexts))])
+    def run_in_parts(self, work: UNetWork) -> Answer:
+        answers = [self.run([self._row(work, row)])[0] for row in range(len(work.contexts))]
+        tensors = [answer for answer in answers if isinstance(answer, Tensor)]
+        if tensors:
+            return torch.cat(tensors)
+        output, deep = (torch.cat(each) for each in zip(*answers, strict=True))
+        return output, deep
 
     def warm_up(self) -> None:
         self._pool.warm_up()
@@ -81,7 +102,12 @@ class UNetKind(Kind[UNetWork]):
     def _row(work: UNetWork, row: int) -> UNetWork:
         image = work.image_of_row[row]
         return replace(
-            work, latents=work.latents[image : image + 1], contexts=work.contexts[row : row + 1], image_of_row=(0,)
+            work,
+            latents=work.latents[image : image + 1],
+            contexts=work.contexts[row : row + 1],
+            image_of_row=(0,),
+            perturbed=(0,) if row in work.perturbed else (),
+            deep=None if work.deep is None else work.deep[row : row + 1],
         )
 
     def _given(self, works: Sequence[UNetWork]) -> Given:
