@@ -55,7 +55,8 @@ def upscaler_names(stored: Collection[str]) -> dict[str, str]:
     """Name in `RRDBNet` -> name in the file. ModelError if they are not an ESRGAN's."""
     prefix = next(prefix for prefix in WRAPPERS if any(name.startswith(prefix) for name in stored))
     own = {name.removeprefix(prefix): name for name in stored if name.startswith(prefix)}
-    renamed = {_renamed(name, _tail(own)): name for name in own}
+    tail = _tail(own)
+    renamed = {_renamed(name, tail): stored_name for name, stored_name in own.items()}
     if not {"conv_first.weight", "conv_last.weight", "conv_body.weight"} <= renamed.keys():
         raise ModelError(f"not an ESRGAN upscaler; its {len(stored)} tensors are {show_some(stored)}")
     return renamed

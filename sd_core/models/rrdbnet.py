@@ -93,7 +93,7 @@ class RRDBNet(nn.Module):
         """Memory that a forward holds at its peak for so many pixels, beyond weights."""
         config = self.config
         inside = 3 * (config.features + CONVOLUTIONS * config.growth)
-        larger = 4 * config.features << 2 * config.doublings
+        larger = 3 * config.features << 2 * config.doublings
         return max(inside, larger) * self.conv_first.weight.itemsize * (pixels // config.shuffle**2 + 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class RRDBNet(nn.Module):
         x = self.conv_first(F.pixel_unshuffle(x, side))
         x = x + self.conv_body(self.body(x))
         for index in range(self.config.doublings):
-            larger = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = F.leaky_relu(self.get_submodule(f"conv_up{index + 1}")(larger), SLOPE)
-        out: Tensor = self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE))
+            double = self.get_submodule(f"conv_up{index + 1}")
+            x = F.leaky_relu(double(F.interpolate(x, scale_factor=2.0, mode="nearest")), SLOPE, inplace=True)
+        out: Tensor = self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE, inplace=True))
         return out[..., : height * self.scale, : width * self.scale]

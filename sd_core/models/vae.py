@@ -210,10 +210,10 @@ class VAE(nn.Module):
         def encode(part: Tensor) -> Tensor:
             return torch.cat(self.moments(part), dim=1)
 
-        border = OVERLAP if tiling else 0
-        source = wrapped(pixels, (overlap, overlap)) if tiling else pixels
-        moments = _cropped(tiled(encode, source, tile, overlap, Fraction(1, self.downscale)), border)
-        mean, logvar = moments.chunk(2, dim=1)
+        border = _border(pixels, overlap, tiling=tiling)
+        moments = tiled(encode, wrapped(pixels, border), tile, overlap, Fraction(1, self.downscale))
+        rows, columns = (side // self.downscale for side in border)
+        mean, logvar = _cropped(moments, rows, columns).chunk(2, dim=1)
         return mean, logvar
 
     def sample(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:  # (B, z_channels, H / 8, W / 8)
@@ -228,11 +228,17 @@ class VAE(nn.Module):
 
     def decode_tiled(self, latents: Tensor, *, tiling: bool = False) -> Tensor:  # (1, z_channels, H / 8, W / 8)
         """Nearly the same in less memory if a side has more than `TILE` latents: tile by tile."""
-        source = wrapped(latents, (OVERLAP, OVERLAP)) if tiling else latents
-        pictures = tiled(self.decode, source, TILE, OVERLAP, Fraction(self.downscale))
-        return _cropped(pictures, OVERLAP * self.downscale if tiling else 0)
+        border = _border(latents, OVERLAP, tiling=tiling)
+        pictures = tiled(self.decode, wrapped(latents, border), TILE, OVERLAP, Fraction(self.downscale))
+        rows, columns = (side * self.downscale for side in border)
+        return _cropped(pictures, rows, columns)
 
 
-def _cropped(x: Tensor, border: int) -> Tensor:  # (B, C, H, W)
-    """x without `border` rows and columns on each side."""
-    return x[..., border : x.shape[2] - border, border : x.shape[3] - border]
+def _border(x: Tensor, overlap: int, *, tiling: bool) -> tuple[int, int]:
+    """Rows and columns by which x is continued before it is cut into tiles, so that opposite borders match."""
+    rows, columns = (min(overlap, side) if tiling else 0 for side in x.shape[2:])
+    return rows, columns
+
+
+def _cropped(x: Tensor, rows: int, columns: int) -> Tensor:  # (B, C, H, W)
+    return x[..., rows : x.shape[2] - rows, columns : x.shape[3] - columns]

@@ -46,7 +46,7 @@ class Guiding:
 
     def acts(self, step: int, steps: int) -> bool:
         """Whether step `step` of `steps` is guided (diffusers' rule for a ControlNet)."""
-        return not (step / steps < self.start or (step + 1) / steps > self.end)
+        return step / steps >= self.start and (self.end == 1 or (step + 1) / steps <= self.end)
 
 
 UNCHANGED = Guiding()

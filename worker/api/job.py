@@ -5,6 +5,7 @@ limits, aliases, errors, the response, the documentation) is derived from these 
 translated into a payload of these fields before `parse_request`, by one function per API.
 """
 
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -128,7 +129,8 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
         raise InvalidRequest(f"input: {shorten(payload)} is not an object of fields")
     payload, idle = nested_hires(payload, record)
     checked = check(record, payload, meant=_meant(payload, record))
-    values, problems = checked.values, list(checked.problems)
+    # A flat field of a hires pass is named as it was written.
+    values, problems = checked.values, [re.sub(r"^hires\.(?=hr_)", "", problem) for problem in checked.problems]
     first_model = next(iter(limits.native_sizes))
     model = _attempt(problems, lambda: find_model(values["model"], limits.native_sizes)) or first_model
     native_size = limits.native_sizes[model]

@@ -88,7 +88,9 @@ def test_parameters_hold_every_resolved_value(tmp_path: Path) -> None:
     assert response["parameters"] == {
         "prompt": "a cat", "negative_prompt": "fog", "steps": 3, "scale": 7.5, "do_scale": True, "seed": 7,
         "sampler": "euler", "schedule": "default", "width": 72, "height": 64, "model": "tiny",
-        "num_images": 1, "output_format": "png",
+        "num_images": 1, "output_format": "png", "output_quality": 95, "hires": None, "tiling": False,
+        "guidance_rescale": 0.0, "pag_scale": 0.0, "freeu": None, "guidance_start": 0.0, "guidance_end": 1.0,
+        "deepcache": 1, "tome_ratio": 0.0,
     }  # fmt: skip
     again = parse_request(response["parameters"], LIMITS)
     assert (again.sampler_name, again.request.seed, again.request.width) == ("euler", 7, 72)
