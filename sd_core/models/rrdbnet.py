@@ -93,7 +93,7 @@ class RRDBNet(nn.Module):
         """Memory that a forward holds at its peak for so many pixels, beyond weights."""
         config = self.config
         inside = 3 * (config.features + CONVOLUTIONS * config.growth)
-        larger = 3 * config.features << 2 * config.doublings
+        larger = 4 * config.features << 2 * config.doublings
         return max(inside, larger) * self.conv_first.weight.itemsize * (pixels // config.shuffle**2 + 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
