@@ -1,7 +1,7 @@
 """What `deepcache: 3` saves: one guided job with it and without, in turn. `python -m bench.deepcache`
 
-The bundled demo model at its native size; with `--full` the random model of v1.5's size. `speedup` is the time without it
-over the time with it.
+The bundled demo model at its native size; with `--full` the random model of v1.5's size. `speedup` is the time without
+it over the time with it.
 """
 
 from collections.abc import Sequence

@@ -104,6 +104,19 @@ def test_each_output_format_is_written(output_format: str, within: int) -> None:
     assert np.abs(np.asarray(opened.convert("RGB")).astype(int) - smooth).max() <= within
 
 
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_quality_is_the_jobs(output_format: str, tmp_path: Path) -> None:
+    """The default is 95; a lower quality makes a smaller file that is further from the image."""
+    files = {
+        quality: Path(respond(parse(seed=7, output_format=output_format, **fields), tmp_path)["outputs"][0])
+        for quality, fields in {30: {"output_quality": 30}, 95: {}, 100: {"output_quality": 100}}.items()
+    }
+    sizes = [files[quality].stat().st_size for quality in (30, 95, 100)]
+    assert sizes == sorted(set(sizes))
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    assert encode(noise, output_format, "", 95) == encode(noise, output_format, "")
+
+
 def test_a_png_carries_its_parameters_as_the_web_ui_writes_them(tmp_path: Path) -> None:
     job = parse(prompt="a cat, лес 🐈\non a mat", negative_prompt="fog", seed=5, num_images=2, steps=4)
     second = respond(job, tmp_path)["outputs"][1]
