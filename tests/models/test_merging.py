@@ -1,7 +1,7 @@
 """Token merging beside its authors' code, and in the UNet."""
 
 import pytest
-import tomesd
+import tomesd  # type: ignore[import-not-found,import-untyped]
 import torch
 from torch import Tensor
 

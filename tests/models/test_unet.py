@@ -156,9 +156,9 @@ def test_the_outermost_block_on_kept_features(unet: UNet) -> None:
     unet.output_blocks[-1].register_forward_pre_hook(lambda _, inputs: kept.__setitem__("joined", inputs[0]))
     shallow = unet.outermost(later, times - 40, deep, given)
     assert torch.equal(kept["joined"][:, :32], deep)
-    torch.testing.assert_close(kept["joined"][:, 32:], unet.input_blocks[0][0](later)[image_of_row])
+    torch.testing.assert_close(kept["joined"][:, 32:], unet.get_submodule("input_blocks.0.0")(later)[image_of_row])
     whole = unet(later, times - 40, given)
-    assert torch.equal(kept["joined"][:, 32:], unet.input_blocks[0][0](later)[image_of_row])
+    assert torch.equal(kept["joined"][:, 32:], unet.get_submodule("input_blocks.0.0")(later)[image_of_row])
     assert not torch.allclose(shallow, whole, atol=1e-3), "the deep features are those of the earlier step"
 
 
