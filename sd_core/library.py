@@ -4,6 +4,7 @@ import inspect
 import threading
 import warnings
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from PIL import Image
 from sd_core.checks import check, require
 from sd_core.engine.engine import Engine
 from sd_core.fields import Record
+from sd_core.nested import MAX_SIDE
 from sd_core.pipeline.complete import complete, find_model, with_image, without_effect
 from sd_core.pipeline.model import ModelInfo, StableDiffusion
-from sd_core.request import MAX_SIDE, Request
+from sd_core.pipeline.upscale import NO_FILES
+from sd_core.request import Request
 
 # Guided images of native size that share a forward.
 MAX_BATCH = 8
@@ -23,14 +26,17 @@ MAX_BATCH = 8
 FIELDS = Record.of(Request)
 
 
-def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> "Model":
+def load(
+    path: str | Path, device: str = "auto", dtype: str = "auto", upscalers: Mapping[str, Path] = NO_FILES
+) -> "Model":
     """Load a v1.x checkpoint (.safetensors) that has `vocab.json` and `merges.txt` beside it.
 
     `device` is auto, cpu, cuda or mps, `dtype` auto, fp32, fp16 or bf16: auto takes the best device there is, and fp16
-    on it, fp32 on a CPU. Raises `ModelError` that names the file, `DeviceError` the setting, that is wrong.
+    on it, fp32 on a CPU. `upscalers` are ESRGAN files by the name that a hires pass asks for. Raises `ModelError` that
+    names the file, `DeviceError` the setting, that is wrong.
     """
     checkpoint = Path(path)
-    return Model(StableDiffusion.load(checkpoint, checkpoint.parent, device, dtype))
+    return Model(StableDiffusion.load(checkpoint, checkpoint.parent, device, dtype), upscalers)
 
 
 class Model:
@@ -39,8 +45,8 @@ class Model:
     `close`, or leaving a `with` block, ends the engine's threads; so does the end of the process.
     """
 
-    def __init__(self, model: StableDiffusion) -> None:
-        self._model = model
+    def __init__(self, model: StableDiffusion, upscalers: Mapping[str, Path] = NO_FILES) -> None:
+        self._model, self._upscalers = model, upscalers
         self._engine: Engine | None = None
         self._lock = threading.Lock()  # over _engine
 
@@ -89,7 +95,7 @@ class Model:
     def _running_engine(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                self._engine = Engine([self._model], MAX_BATCH)
+                self._engine = Engine([self._model], MAX_BATCH, upscalers=self._upscalers)
                 # Also at the end of the process, which must not be torn down under the engine's thread.
                 self._end = weakref.finalize(self, self._engine.close)
             return self._engine

@@ -8,10 +8,8 @@ import numpy as np
 
 from sd_core.checks import plain
 from sd_core.fields import option
-
-MAX_SEED = 2**63 - 1
-MIN_SIDE, MAX_SIDE = 64, 2048
-MAX_PROMPT = 8_000
+from sd_core.groups import MAX_SEED, Noise, Refining
+from sd_core.nested import MAX_PROMPT, MAX_SIDE, MIN_SIDE
 
 
 def _size_to_text(request: "Request") -> str:
@@ -21,26 +19,6 @@ def _size_to_text(request: "Request") -> str:
 def _size_from_text(text: str) -> Mapping[str, int]:
     width, height = text.split("x")
     return {"width": int(width), "height": int(height)}
-
-
-def _rng_to_text(request: "Request") -> str:
-    return request.rng.upper()
-
-
-def _rng_from_text(text: str) -> Mapping[str, str]:
-    return {"rng": text.lower()}
-
-
-def _delta_to_text(request: "Request") -> str | None:
-    return str(request.eta_noise_seed_delta) if request.eta_noise_seed_delta else None
-
-
-def _variation_seed_to_text(request: "Request") -> str | None:
-    return str(request.variation_seed) if request.variation_strength > 0 else None
-
-
-def _variation_to_text(request: "Request") -> str | None:
-    return f"{request.variation_strength:g}" if request.variation_strength > 0 else None
 
 
 def _scale_to_text(request: "Request") -> str:
@@ -56,14 +34,8 @@ def _clip_skip_to_text(request: "Request") -> str | None:
 
 
 @dataclass(frozen=True)
-class Request:
-    """One job, validated and with every default filled in.
-
-    The fields are a job's, in the order of A1111's infotext; this is the one place where a field of the core is
-    described. `width` and `height` are pixels, multiples of 8. `image` is uint8 (height, width, 3) already at that
-    size. Image i is generated from `seed + i`, wrapping at 2**63, or, with a
-    `variation_strength`, from `seed` and `variation_seed + i`. `model` None means the engine's first model.
-    """
+class Basic:
+    """What every image is generated from."""
 
     prompt: str = option(max_length=MAX_PROMPT, private=True, meaning="may be empty")
     _: KW_ONLY
@@ -129,67 +101,26 @@ class Request:
     )
     strength: float = option(
         0.8,
+        filled="0.8",
         above=0,
         high=1,
         aliases=("prompt_strength", "denoising_strength"),
         label="Denoising strength",
-        acts_with=("image",),
-        meaning="acts only with an image",
+        acts_with=("image", "hires"),
+        meaning="acts only with an image or with hires",
     )
 
-    # Noise, and the options of those samplers that have them.
-    eta: float | None = option(
-        None, filled="the sampler's own", low=0, high=1, label="Eta", meaning="share of fresh noise; see below"
-    )
-    s_churn: float | None = option(
-        None, filled="0", low=0, high=1_000, label="Sigma churn", meaning="noise added before each step; see below"
-    )
-    s_tmin: float | None = option(
-        None, filled="0", low=0, high=1_000_000, label="Sigma tmin", meaning="lowest sigma with churn"
-    )
-    s_tmax: float | None = option(
-        None, filled="no limit", low=0, high=1_000_000, label="Sigma tmax", meaning="highest sigma with churn"
-    )
-    s_noise: float | None = option(
-        None, filled="1", low=0, high=10, label="Sigma noise", meaning="factor of the noise that a sampler adds"
-    )
-    rng: str = option(
-        "cpu",
-        choices=("cpu", "nv"),
-        label="RNG",
-        to_text=_rng_to_text,
-        from_text=_rng_from_text,
-        meaning="`nv`: the numbers that an NVIDIA GPU draws, on any device",
-    )
-    eta_noise_seed_delta: int = option(
-        0,
-        low=0,
-        high=MAX_SEED,
-        label="ENSD",
-        to_text=_delta_to_text,
-        meaning="added to the seed for what the sampler draws",
-    )
-    variation_seed: int | None = option(
-        None,
-        filled="random below 2^32",
-        low=-1,
-        high=MAX_SEED,
-        aliases=("subseed",),
-        label="Variation seed",
-        to_text=_variation_seed_to_text,
-        meaning="-1 or null: random; image i has variation seed + i",
-    )
-    variation_strength: float = option(
-        0.0,
-        low=0,
-        high=1,
-        aliases=("subseed_strength",),
-        label="Variation seed strength",
-        to_text=_variation_to_text,
-        meaning="how far the initial noise is from the seed's to the variation seed's",
-    )
 
-    # How prompts are read.
+@dataclass(frozen=True, kw_only=True)
+class Request(Noise, Refining, Basic):
+    """One job, validated and with every default filled in.
+
+    The fields are a job's, in the order of A1111's infotext: those of the bases, the last one's first, and those below.
+    Each field of the core is described by its one line. `width` and `height` are pixels, multiples of 8. `image` is
+    uint8 (height, width, 3) already at that size. Image i is generated from `seed + i`, wrapping at 2**63, or, with a
+    `variation_strength`, from `seed` and `variation_seed + i`. `model` None means the engine's first model.
+    """
+
     prompt_syntax: str = option(
         "a1111",
         choices=("a1111", "comfy", "plain"),

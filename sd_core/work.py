@@ -5,13 +5,26 @@ Both are coroutines: they yield a question and are resumed with the answer.
 
 from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
+
+
+class Upscaler(Protocol):
+    """A network that enlarges pixels."""
+
+    @property
+    def scale(self) -> int: ...
+
+    def __call__(self, pixels: Tensor, /) -> Any: ...
+
+    def bytes_for(self, pixels: int) -> int:
+        """Memory that a forward holds at its peak for so many pixels, beyond weights."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -100,12 +113,29 @@ class TextWork:
 class EncodeWork:
     """Pixels (1, 3, H, W) in [-1, 1], answered by the posterior's mean and log variance, each (1, 4, h, w).
 
-    Works with equal keys hold equal pixels. `network` names a VAE.
+    Works with equal keys hold equal pixels. `network` names a VAE. With `tiling`, opposite borders are neighbours.
     """
 
     network: str
     key: Hashable
     pixels: Tensor
+    tiling: bool = False
+
+
+@dataclass(frozen=True)
+class Extras:
+    """How a UNet's forward departs from the one that it was trained for; off by default.
+
+    `tiling` makes opposite borders neighbours. `freeu` holds b1, b2, s1, s2. `tome_ratio` is the part of the tokens
+    that is merged before self-attention at the finest resolution.
+    """
+
+    tiling: bool = False
+    freeu: tuple[float, float, float, float] | None = None
+    tome_ratio: float = 0.0
+
+
+PLAIN = Extras()
 
 
 @dataclass(frozen=True)
@@ -114,6 +144,10 @@ class UNetWork:
 
     Row i continues input `image_of_row[i]` with `contexts[i]`; rows of one input are equal until they read their
     contexts, and are computed once up to there. `latents` (m, C, h, w) float32 are scaled as the network was trained.
+    In the middle block's self-attention, the rows in `perturbed` attend to each pixel's own value alone.
+
+    A work that `keeps_deep` is answered by the output and by the deep features (n, C, h, w) of its rows. With these as
+    its `deep`, a later work runs the network's outermost block only.
     """
 
     network: str
@@ -121,14 +155,30 @@ class UNetWork:
     timestep: float
     contexts: tuple[Context, ...]
     image_of_row: tuple[int, ...]
+    extras: Extras = PLAIN
+    perturbed: tuple[int, ...] = ()
+    keeps_deep: bool = False
+    deep: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class DecodeWork:
-    """Latents (1, 4, h, w), answered by pixels (1, 3, H, W), about [-1, 1]. `network` names a VAE."""
+    """Latents (1, 4, h, w), answered by pixels (1, 3, H, W), about [-1, 1]. `network` names a VAE.
+
+    With `tiling`, opposite borders are neighbours.
+    """
 
     network: str
     latents: Tensor
+    tiling: bool = False
+
+
+@dataclass(frozen=True)
+class UpscaleWork:
+    """Pixels (1, 3, H, W) in [0, 1], answered by `network.scale` times as many a side."""
+
+    network: Upscaler
+    pixels: Tensor
 
 
 @dataclass(frozen=True)
@@ -143,7 +193,7 @@ class HostTask:
     waits: bool = True
 
 
-Work = TextWork | EncodeWork | UNetWork | DecodeWork
+Work = TextWork | EncodeWork | UNetWork | DecodeWork | UpscaleWork
 """Work for a network. Each type is registered with the kind that runs it, in `sd_core.engine.kinds`."""
 
 Picture = Generator[Any, Any, HostTask]

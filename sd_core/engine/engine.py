@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from sd_core.errors import Broken, Busy
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import Prepared, prepare, read_prompt
 from sd_core.pipeline.sample import Run
+from sd_core.pipeline.upscale import NO_FILES, Load, Upscalers
 from sd_core.request import Observe, Request, Result
 from sd_core.work import HostTask
 
@@ -50,9 +52,10 @@ class Engine:
 
     The first of `models` is the default one; a request names another by `model`. `max_batch` is how many guided images
     of native size share a forward of a UNet (two rows each), `max_jobs` how many jobs are held at once, running or
-    waiting. `packages` are compiled forwards for a GPU, by model name. `kinds` makes what runs each type of work.
-    `on_failure` is called, on the engine thread, if the engine fails for good: from then on every job is answered with
-    `Broken`, and only a new process can generate images.
+    waiting. `packages` are compiled forwards for a GPU, by model name. `upscalers` are ESRGAN files by the name that a
+    hires pass asks for, loaded when it does. `kinds` makes what runs each type of work. `on_failure` is called, on the
+    engine thread, if the engine fails for good: from then on every job is answered with `Broken`, and only a new
+    process can generate images.
     """
 
     def __init__(
@@ -63,8 +66,10 @@ class Engine:
         packages: Mapping[str, Mapping[Bucket, Step]] = NO_PACKAGES,
         on_failure: Callable[[Exception], None] = lambda _: None,
         kinds: Callable[[Pool, int], Kinds] = kinds_of,
+        upscalers: Mapping[str, Path] = NO_FILES,
     ) -> None:
         self._pool = Pool(models, packages)
+        self._upscalers = Upscalers(upscalers, self._pool.device)
         self.failure: Exception | None = None
         self._on_failure = on_failure
         self._kinds = kinds(self._pool, max_batch)
@@ -90,10 +95,11 @@ class Engine:
     def submit(self, request: Request, observe: Observe | None = None) -> Future[Result]:
         """The job's future. Cancelling it ends the job before its next forward, also while it is running.
 
-        Raises `InvalidRequest` for an unknown model, `Busy` if `max_jobs` are held, and `Broken`. The future fails with
-        `OutOfMemory` if the device's memory does not hold the job even alone.
+        Raises `InvalidRequest` for an unknown model or upscaler, `Busy` if `max_jobs` are held, and `Broken`. The
+        future fails with `OutOfMemory` if the device's memory does not hold the job even alone.
         """
-        return self.run(partial(_prepared, request, self._pool.model(request.model), observe), request)
+        model, load_upscaler = self._pool.model(request.model), self._upscalers.of(request.hires)
+        return self.run(partial(_prepared, request, model, observe, load_upscaler), request)
 
     def warm_up(self) -> None:
         """Run what the first job will need, so that it takes no longer than the second.
@@ -262,10 +268,12 @@ class Engine:
             self._queued.popleft().synchronize()
 
 
-def _prepared(request: Request, model: StableDiffusion, observe: Observe | None) -> Prepared:
+def _prepared(
+    request: Request, model: StableDiffusion, observe: Observe | None, load_upscaler: Load | None
+) -> Prepared:
     if observe is None:
-        return prepare(request, model)
-    run = Run.of(request)
-    steps, calls = len(run.grid(model)) - 1, run.calls(model)
+        return prepare(request, model, None, load_upscaler)
+    runs = Run.all_of(request)
+    steps, calls = sum(len(run.grid(model)) - 1 for run in runs), sum(run.calls(model) for run in runs)
     progress = JobProgress(observe, request.num_images, steps, calls, model.latent_to_rgb)
-    return prepare(request, model, progress.on_step)
+    return prepare(request, model, progress.on_step, load_upscaler)

@@ -112,8 +112,8 @@ class _Graph:
 class GraphedUNet:
     """A UNet on a GPU, called as it is: forwards whose shape comes again run as graphs.
 
-    `packages` are compiled forwards of some buckets; the others run the UNet itself. A forward with adapters or another
-    padding runs without a graph.
+    `packages` are compiled forwards of some buckets; the others run the UNet itself. A forward that is given more than
+    keys and values runs without a graph.
     """
 
     def __init__(self, unet: UNet, packages: Mapping[Bucket, Step], capture: Capture) -> None:
@@ -123,8 +123,8 @@ class GraphedUNet:
         self._captures = True
 
     def __call__(self, latents: Tensor, timesteps: Tensor, given: Given) -> Tensor:
-        plain = bool(given.adapters or given.padding) or not self._captures
-        bucket = None if plain else Bucket.of(latents, given)
+        is_eager = not given.is_plain or not self._captures
+        bucket = None if is_eager else Bucket.of(latents, given)
         graph = None if bucket is None else self._graph(bucket, latents, given)
         output: Tensor = (graph or self._unet)(latents, timesteps, given)
         return output

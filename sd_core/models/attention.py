@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from sd_core.models.given import NOTHING, Given, KeysValues
 from sd_core.models.layers import Conv2d, GatedLinear, Linear, Named, group_norm
+from sd_core.models.merging import Merging
 
 SCORES_AT_ONCE = 2**20
 """Entries of the score matrix that are computed together where attention is sliced: 2 MB in bfloat16, in cache."""
@@ -75,8 +76,14 @@ class CrossAttention(Named, nn.Module):
         """Keys and values of a context, (B, S, dim) each."""
         return self.to_k(context, given=given), self.to_v(context, given=given)
 
-    def forward(self, x: Tensor, keys_values: KeysValues, add: Tensor, given: Given = NOTHING) -> Tensor:  # (B, T, dim)
-        attended = attention(self.to_q(x, given=given), *keys_values, self.heads)
+    def forward(
+        self, x: Tensor, keys_values: KeysValues, add: Tensor | None = None, given: Given = NOTHING
+    ) -> Tensor:  # (B, T, dim)
+        keys, values = keys_values
+        attended = attention(self.to_q(x, given=given), keys, values, self.heads)
+        rows = given.identity.get(self.name)
+        if rows is not None:
+            attended = attended.index_copy(0, rows, values[rows])
         out: Tensor = self.to_out[0](attended, add, given)
         return out
 
@@ -116,14 +123,25 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, given: Given, *, expands: bool) -> Tensor:  # (B, T, dim)
-        normed = self.norm1(x)
-        x = self.attn1(normed, self.attn1.read(normed, given), x, given)
+    def forward(self, x: Tensor, size: tuple[int, int], given: Given, *, expands: bool) -> Tensor:  # (B, H * W, dim)
+        if expands and self.attn1.name in given.identity:
+            x, expands = given.per_row(x), False  # here the rows of an input differ before they read their prompts
+        x = self._attend_to_self(x, size, given)
         if expands:
             x = given.per_row(x)
         x = self.attn2(self.norm2(x), given.keys_values[self.attn2.name], x, given)
         out: Tensor = self.ff(self.norm3(x), x, given)
         return out
+
+    def _attend_to_self(self, x: Tensor, size: tuple[int, int], given: Given) -> Tensor:
+        normed = self.norm1(x)
+        ratio = given.merged.get(self.attn1.name)
+        if ratio is None:
+            out: Tensor = self.attn1(normed, self.attn1.read(normed, given), x, given)
+            return out
+        merging = Merging.of(x, size, ratio)
+        merged = merging.merge(normed)
+        return x + merging.unmerge(self.attn1(merged, self.attn1.read(merged, given), given=given))
 
 
 class SpatialTransformer(nn.Module):
@@ -144,7 +162,8 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # (B, C, H, W)
         tokens = self.proj_in(self.norm(x), given=given).flatten(2).transpose(1, 2)  # (B, H * W, C)
-        tokens = self.transformer_blocks[0](tokens, given, expands=self.expands)
+        height, width = x.shape[2:]
+        tokens = self.transformer_blocks[0](tokens, (height, width), given, expands=self.expands)
         residual = given.per_row(x) if self.expands else x
         out: Tensor = self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]), residual, given)
         return out

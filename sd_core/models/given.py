@@ -13,17 +13,35 @@ Adapter = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class FreeU:
+    """The rows (k,) whose backbone and skip connections are reweighed, and how: `scales` (k, 4) are b1, b2, s1, s2."""
+
+    rows: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True)
 class Given:
     """The mappings are keyed by layer name, as `named_modules` of the network spells it.
 
     `image_of_row` (R,) says which of the forward's B inputs each of its R rows continues; None means row i is input i.
-    `padding` is "zeros" or "circular"; a convolution that is not named pads with zeros.
+    `padding` is "zeros" or "circular"; a convolution that is not named pads with zeros. In a self-attention named in
+    `identity`, each of these rows (k,) attends to itself alone. One named in `merged` sees that part of its tokens
+    merged into similar ones, which is an approximation.
     """
 
     keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
     image_of_row: Tensor | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     padding: Mapping[str, str] = field(default_factory=dict)
+    identity: Mapping[str, Tensor] = field(default_factory=dict)
+    merged: Mapping[str, float] = field(default_factory=dict)
+    freeu: FreeU | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the network runs as it was trained, on keys and values alone."""
+        return not (self.adapters or self.padding or self.identity or self.merged or self.freeu)
 
     def per_row(self, x: Tensor) -> Tensor:
         """A tensor with one entry per input (B, ...), expanded to one per row (R, ...)."""

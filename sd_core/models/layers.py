@@ -25,6 +25,11 @@ def name_layers(network: nn.Module) -> None:
             module.name = name
 
 
+def circular_padding(network: nn.Module) -> dict[str, str]:
+    """The padding that makes what a network generates seamless, by the name of each convolution."""
+    return {module.name: "circular" for module in network.modules() if isinstance(module, Conv2d)}
+
+
 class Linear(Named, nn.Linear):
     """`nn.Linear` that takes an adapter and a sum."""
 

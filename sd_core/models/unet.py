@@ -7,8 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.models.attention import BasicTransformerBlock, SpatialTransformer
+from sd_core.models.freeu import reweighed
 from sd_core.models.given import NOTHING, Given, KeysValues
-from sd_core.models.layers import Conv2d, Linear, group_norm, name_layers, running_dtype, timestep_embedding
+from sd_core.models.layers import (
+    Conv2d,
+    Linear,
+    circular_padding,
+    group_norm,
+    name_layers,
+    running_dtype,
+    timestep_embedding,
+)
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,7 @@ class UNet(nn.Module):
 
         self._first_expanded = self._mark_first_transformer()
         name_layers(self)
+        self.circular = circular_padding(self)
 
     def _mark_first_transformer(self) -> int:
         """Mark the transformer that expands; the index of the first stage whose output has one entry per row."""
@@ -163,6 +173,26 @@ class UNet(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def middle_attention(self) -> str:
+        """The name of the self-attention of the middle block."""
+        blocks = (module for module in self.middle_block.modules() if isinstance(module, BasicTransformerBlock))
+        return next(blocks).attn1.name
+
+    @property
+    def finest_attentions(self) -> list[str]:
+        """The names of the self-attentions over the most tokens."""
+        level = min(self.config.attention_levels, default=len(self.config.channels))
+        each = self.config.num_res_blocks + 1
+        stages = [*self.input_blocks[each * level : each * (level + 1)]]
+        stages += self.output_blocks[len(self.output_blocks) - each * (level + 1) :][:each]
+        return [
+            module.attn1.name
+            for stage in stages
+            for module in stage.modules()
+            if isinstance(module, BasicTransformerBlock)
+        ]
+
     def read(self, states: Tensor, given: Given = NOTHING) -> dict[str, KeysValues]:  # (R, T, context_dim)
         """Keys and values of prompts by the name of the attention that uses them; they are the same at every step."""
         states = states.to(self.dtype)
@@ -179,11 +209,13 @@ class UNet(nn.Module):
         The output is what the checkpoint was trained to predict: eps or v. What the rows of one input share is computed
         once. Timesteps may be fractional and are embedded in float32; H and W may be any size of at least one.
         """
-        in_dtype, dtype = x.dtype, self.dtype
-        first, _, second = self.time_embed
-        emb = timestep_embedding(timesteps, self.config.channels[0]).to(dtype)
-        emb = second(F.silu(first(emb, given=given)), given=given)
-        x = x.to(dtype)
+        return self.whole(x, timesteps, given)[0]
+
+    def whole(self, x: Tensor, timesteps: Tensor, given: Given) -> tuple[Tensor, Tensor]:
+        """`forward`, and the deep features (R, channels[0], H, W) that the outermost block receives."""
+        in_dtype = x.dtype
+        emb = self._embedded(timesteps, given)
+        x = x.to(self.dtype)
         skips: list[Tensor] = []
         for index, stage in enumerate(self.input_blocks):
             x = stage(x, emb, x.shape[2:], given)
@@ -193,14 +225,36 @@ class UNet(nn.Module):
         x = self.middle_block(x, emb, x.shape[2:], given)
         if self._first_expanded == len(self.input_blocks):
             emb = given.per_row(emb)
-        for stage in self.output_blocks:
+        for index, stage in enumerate(self.output_blocks):
+            deep = x
             skip = skips.pop() if len(skips) > self._first_expanded else given.per_row(skips.pop())
             # The last layer of a level upsamples to the size of the skip that comes next, which need not be twice.
             size = skips[-1].shape[2:] if skips else x.shape[2:]
+            if given.freeu is not None:
+                x, skip = reweighed(x, skip, index // (self.config.num_res_blocks + 1), given.freeu)
             x = stage(torch.cat([x, skip], dim=1), emb, size, given)
+        return self._out(x, given).to(in_dtype), deep
+
+    def outermost(self, x: Tensor, timesteps: Tensor, deep: Tensor, given: Given) -> Tensor:
+        """`forward` by the outermost block alone, on deep features (R, channels[0], H, W) of an earlier step.
+
+        Source: Ma, Fang & Wang 2023, "DeepCache: Accelerating Diffusion Models for Free", branch 0.
+        """
+        emb = given.per_row(self._embedded(timesteps, given))
+        skip = given.per_row(self.input_blocks[0](x.to(self.dtype), emb, x.shape[2:], given))
+        features = self.output_blocks[-1](torch.cat([deep, skip], dim=1), emb, x.shape[2:], given)
+        return self._out(features, given).to(x.dtype)
+
+    def _embedded(self, timesteps: Tensor, given: Given) -> Tensor:  # (B,) -> (B, time_dim)
+        first, _, second = self.time_embed
+        emb = timestep_embedding(timesteps, self.config.channels[0]).to(self.dtype)
+        out: Tensor = second(F.silu(first(emb, given=given)), given=given)
+        return out
+
+    def _out(self, x: Tensor, given: Given) -> Tensor:  # (R, channels[0], H, W) -> (R, out_channels, H, W)
         norm, silu, conv = self.out
         out: Tensor = conv(silu(norm(x)), given=given)
-        return out.to(in_dtype)
+        return out
 
 
 class UNetStep(nn.Module):

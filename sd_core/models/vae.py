@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.models.attention import attention
-from sd_core.models.layers import Conv2d, group_norm, name_layers, running_dtype
+from sd_core.models.given import NOTHING, Given
+from sd_core.models.layers import Conv2d, circular_padding, group_norm, name_layers, running_dtype, wrapped
 from sd_core.models.tiles import tiled
 
 NORM_EPS = 1e-6
@@ -37,9 +38,9 @@ class ResnetBlock(nn.Module):
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, in_channels, H, W)
-        h = self.conv1(F.silu(self.norm1(x)))
-        out: Tensor = self.conv2(F.silu(self.norm2(h)), add=self.nin_shortcut(x))
+    def forward(self, x: Tensor, given: Given) -> Tensor:  # (B, in_channels, H, W)
+        h = self.conv1(F.silu(self.norm1(x)), given=given)
+        out: Tensor = self.conv2(F.silu(self.norm2(h)), self.nin_shortcut(x), given)
         return out
 
 
@@ -54,7 +55,7 @@ class AttnBlock(nn.Module):
         self.v = Conv2d(channels, channels, 1)
         self.proj_out = Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+    def forward(self, x: Tensor, _given: Given) -> Tensor:  # (B, C, H, W)
         h = self.norm(x)
         # Contiguous, as fused kernels want them: (B, H * W, C).
         q, k, v = (f(h).flatten(2).transpose(1, 2).contiguous() for f in (self.q, self.k, self.v))
@@ -68,8 +69,10 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only, as the model was trained
+    def forward(self, x: Tensor, given: Given) -> Tensor:
+        # Right and bottom only, as the model was trained.
+        is_circular = given.padding.get(self.conv.name) == "circular"
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1), mode="circular" if is_circular else "constant"))
         return out
 
 
@@ -78,8 +81,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, given: Given) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"), given=given)
         return out
 
 
@@ -92,12 +95,12 @@ class Level(nn.Module):
         for name, module in resample.items():
             self.add_module(name, module)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, given: Given) -> Tensor:
         for module in self.block:
-            x = module(x)
+            x = module(x, given)
         for name in ("downsample", "upsample"):
             if name in self._modules:
-                x = getattr(self, name)(x)
+                x = getattr(self, name)(x, given)
         return x
 
 
@@ -108,8 +111,8 @@ class Mid(nn.Module):
         self.attn_1 = AttnBlock(channels)
         self.block_2 = ResnetBlock(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+    def forward(self, x: Tensor, given: Given) -> Tensor:
+        out: Tensor = self.block_2(self.attn_1(self.block_1(x, given), given), given)
         return out
 
 
@@ -131,11 +134,11 @@ class Encoder(nn.Module):
         self.norm_out = group_norm(width, NORM_EPS)
         self.conv_out = Conv2d(width, 2 * config.z_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, 3, H, W)
-        h = self.conv_in(x)
+    def forward(self, x: Tensor, given: Given) -> Tensor:  # (B, 3, H, W)
+        h = self.conv_in(x, given=given)
         for level in self.down:
-            h = level(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+            h = level(h, given)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h, given))), given=given)
         return out
 
 
@@ -157,11 +160,11 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(width, NORM_EPS)
         self.conv_out = Conv2d(width, config.in_channels, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:  # (B, z_channels, H / 8, W / 8)
-        h = self.mid(self.conv_in(z))
+    def forward(self, z: Tensor, given: Given) -> Tensor:  # (B, z_channels, H / 8, W / 8)
+        h = self.mid(self.conv_in(z, given=given), given)
         for level in reversed(self.up):
-            h = level(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+            h = level(h, given)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)), given=given)
         return out
 
 
@@ -179,6 +182,7 @@ class VAE(nn.Module):
         self.quant_conv = Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
         self.post_quant_conv = Conv2d(config.z_channels, config.z_channels, 1)
         name_layers(self)
+        self._circular = Given(padding=circular_padding(self))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -189,30 +193,52 @@ class VAE(nn.Module):
         """How many pixels of a picture's side one latent covers: 8 for v1."""
         return 1 << (len(self.config.channels) - 1)
 
-    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # (B, 3, H, W)
-        """Mean and log variance of the posterior, unscaled float32, each (B, z_channels, H / 8, W / 8)."""
-        moments = self.quant_conv(self.encoder(pixels.to(self.dtype))).float()
+    def moments(self, pixels: Tensor, *, tiling: bool = False) -> tuple[Tensor, Tensor]:  # (B, 3, H, W)
+        """Mean and log variance of the posterior, unscaled float32, each (B, z_channels, H / 8, W / 8).
+
+        With `tiling`, opposite borders of the pictures are neighbours; so they are in `decode`.
+        """
+        given = self._circular if tiling else NOTHING
+        moments = self.quant_conv(self.encoder(pixels.to(self.dtype), given)).float()
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
-    def moments_tiled(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # (1, 3, H, W)
+    def moments_tiled(self, pixels: Tensor, *, tiling: bool = False) -> tuple[Tensor, Tensor]:  # (1, 3, H, W)
         """Nearly the same moments in less memory if a side has more than `TILE` latents: tile by tile."""
         tile, overlap = TILE * self.downscale, OVERLAP * self.downscale
-        mean, logvar = tiled(
-            lambda part: torch.cat(self.moments(part), dim=1), pixels, tile, overlap, Fraction(1, self.downscale)
-        ).chunk(2, dim=1)
+
+        def encode(part: Tensor) -> Tensor:
+            return torch.cat(self.moments(part), dim=1)
+
+        border = _border(pixels, overlap, tiling=tiling)
+        moments = tiled(encode, wrapped(pixels, border), tile, overlap, Fraction(1, self.downscale))
+        rows, columns = (side // self.downscale for side in border)
+        mean, logvar = _cropped(moments, rows, columns).chunk(2, dim=1)
         return mean, logvar
 
     def sample(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:  # (B, z_channels, H / 8, W / 8)
         """A sample of the posterior, drawn with normal noise, as scaled float32 latents."""
         return (mean + torch.exp(0.5 * logvar) * noise) * self.config.scale_factor
 
-    def decode(self, latents: Tensor) -> Tensor:  # (B, z_channels, H / 8, W / 8)
+    def decode(self, latents: Tensor, *, tiling: bool = False) -> Tensor:  # (B, z_channels, H / 8, W / 8)
         """Float32 pictures (B, 3, H, W), about [-1, 1] and not clamped."""
         z = (latents.float() / self.config.scale_factor).to(self.dtype)
-        out: Tensor = self.decoder(self.post_quant_conv(z))
+        out: Tensor = self.decoder(self.post_quant_conv(z), self._circular if tiling else NOTHING)
         return out.float()
 
-    def decode_tiled(self, latents: Tensor) -> Tensor:  # (1, z_channels, H / 8, W / 8)
+    def decode_tiled(self, latents: Tensor, *, tiling: bool = False) -> Tensor:  # (1, z_channels, H / 8, W / 8)
         """Nearly the same in less memory if a side has more than `TILE` latents: tile by tile."""
-        return tiled(self.decode, latents, TILE, OVERLAP, Fraction(self.downscale))
+        border = _border(latents, OVERLAP, tiling=tiling)
+        pictures = tiled(self.decode, wrapped(latents, border), TILE, OVERLAP, Fraction(self.downscale))
+        rows, columns = (side * self.downscale for side in border)
+        return _cropped(pictures, rows, columns)
+
+
+def _border(x: Tensor, overlap: int, *, tiling: bool) -> tuple[int, int]:
+    """Rows and columns by which x is continued before it is cut into tiles, so that opposite borders match."""
+    rows, columns = (min(overlap, side) if tiling else 0 for side in x.shape[2:])
+    return rows, columns
+
+
+def _cropped(x: Tensor, rows: int, columns: int) -> Tensor:  # (B, C, H, W)
+    return x[..., rows : x.shape[2] - rows, columns : x.shape[3] - columns]

@@ -12,14 +12,16 @@ from PIL import Image
 from sd_core.checks import Checked, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, make
-from sd_core.pipeline.sample import options_of
-from sd_core.pipeline.sizes import choose_size, resized
+from sd_core.nested import MIN_SIDE, UPSCALERS, Hires
+from sd_core.pipeline.sample import Run, options_of
+from sd_core.pipeline.sizes import choose_size, enlarged, resized
 from sd_core.request import Request
 from sd_core.sampling.registry import SOLVERS, resolve
 from sd_core.sampling.schedule import v1_schedule
 
 RANDOM_SEEDS = 2**32
 MAX_LISTED = 10
+STRENGTH, HIRES_STRENGTH = 0.8, 0.7
 
 R = TypeVar("R", bound=Request)
 
@@ -47,12 +49,11 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
     """The request, of the type `into`, that a record's checked values make with the model of this name.
 
     `native_size` is the model's side in pixels. An image comes later, by `with_image`. Raises `InvalidRequest` for a
-    sampler or a schedule that does not exist, for an option that the sampler does not have, or for too many steps.
+    sampler or a schedule that does not exist, for an option that the sampler does not have, for too many steps, or for
+    hires beyond the limits of a side.
     """
     sampler, schedule = resolve(values["sampler"], values["schedule"])
-    solver = SOLVERS[sampler]
-    solver.with_defaults(options_of(values))
-    solver.grid(schedule, v1_schedule(), values["steps"], None if values["image"] is None else values["strength"])
+    SOLVERS[sampler].with_defaults(options_of(values))
     filled = {
         "sampler": sampler,
         "schedule": schedule,
@@ -62,8 +63,44 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
         "height": values["height"] or native_size,
         "model": model,
         "image": None,
+        **_strengths(values, sampler),
     }
-    return make(into, {**values, **filled})
+    request = make(into, {**values, **filled})
+    _check_steps(request, has_image=values["image"] is not None)
+    if request.hires is not None and values["image"] is None:
+        enlarged(request.width, request.height, request.hires)
+    return request
+
+
+def _check_steps(request: Request, *, has_image: bool) -> None:
+    """Raise `InvalidRequest` if the schedule of a pass cannot have as many steps."""
+    first, *later = Run.all_of(request)
+    replace(first, strength=request.strength if has_image else None).sigmas(v1_schedule())
+    for run in later:
+        try:
+            run.sigmas(v1_schedule())
+        except InvalidRequest as error:
+            raise InvalidRequest(f"hires.{error}") from None
+
+
+def _strengths(values: Mapping[str, Any], sampler: str) -> dict[str, Any]:
+    """The job's `hires`, in which nothing is open that is not the job's own, and its `strength`."""
+    hires: Hires | None = values["hires"]
+    strength = values["strength"]
+    if hires is None:
+        return {"strength": strength or STRENGTH}
+    own = hires.strength or (strength if values["image"] is None else None) or HIRES_STRENGTH
+    names = {label.casefold(): name for name, label in UPSCALERS.items()} | {"none": "lanczos"}
+    folded = hires.upscaler.casefold()
+    upscaler = names.get(folded, folded if folded in UPSCALERS else hires.upscaler)
+    filled = replace(hires, strength=own, upscaler=upscaler)
+    if hires.sampler is not None or hires.schedule is not None:
+        try:
+            second, schedule = resolve(hires.sampler or sampler, hires.schedule)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"hires.{error}") from None
+        filled = replace(filled, sampler=second, schedule=schedule)
+    return {"strength": own if values["image"] is None else strength or STRENGTH, "hires": filled}
 
 
 def _drawn(seed: int | None) -> int:
@@ -79,10 +116,27 @@ def _variation_seed(seed: int | None, strength: float) -> int | None:
 def with_image(request: R, image: Image.Image, width: int | None, height: int | None, max_pixels: int) -> R:
     """The request as image-to-image from this RGB image, resized.
 
-    Without `width` and `height` the image's own size decides, brought under `max_pixels` for all images together.
+    Without `width` and `height` the image's own size decides, brought under `max_pixels` for all images together, at
+    the size of the hires pass if there is one. Raises `InvalidRequest` for hires beyond the limits.
     """
-    size = choose_size(image.size, width, height, max_pixels // request.num_images)
+    hires, pixels = request.hires, max_pixels // request.num_images
+    scale = hires.scale if hires is not None and hires.width is None and hires.height is None else 1.0
+    size = choose_size(image.size, width, height, max(MIN_SIDE**2, int(pixels / scale**2)))
+    check_hires(hires, size, request.num_images, max_pixels)
     return replace(request, image=resized(image, size), width=size[0], height=size[1])
+
+
+def check_hires(hires: Hires | None, size: tuple[int, int], count: int, max_pixels: int) -> None:
+    """Raise `InvalidRequest` if the hires pass of `count` images of this size exceeds a job's limits."""
+    if hires is None:
+        return
+    width, height = enlarged(*size, hires).size
+    pixels = width * height * count
+    if pixels > max_pixels:
+        limit = f"over this worker's limit of {max_pixels:,} (SD_MAX_PIXELS)"
+        raise InvalidRequest(
+            f"hires: width x height x num_images: {width} x {height} x {count} is {pixels:,} pixels, {limit}"
+        )
 
 
 def without_effect(record: Record, checked: Checked) -> list[str]:

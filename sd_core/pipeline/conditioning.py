@@ -94,10 +94,12 @@ class Encoded:
         return Context((*self.key, prompt.digest), joined)
 
 
-def encoded(prompts: Prompts, model: StableDiffusion) -> Generator[TextWork, tuple[Context, ...], Encoded]:
-    """Encode all chunks of the prompts, some at a time."""
-    states: dict[tuple[Token, ...], Tensor] = {}
-    waiting = iter(prompts.chunks)
+def encoded(
+    prompts: Prompts, model: StableDiffusion, before: Encoded | None = None
+) -> Generator[TextWork, tuple[Context, ...], Encoded]:
+    """Encode all chunks of the prompts, some at a time, but those that were encoded `before` for the same image."""
+    states = dict(before.states) if before is not None else {}
+    waiting = (tokens for tokens in prompts.chunks if tokens not in states)
     while some := tuple(islice(waiting, CHUNKS_A_WORK)):
         contexts = yield TextWork(model.text_key, some, prompts.skip)
         states |= {tokens: context.states for tokens, context in zip(some, contexts, strict=True)}

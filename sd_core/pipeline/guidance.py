@@ -1,12 +1,55 @@
-"""Classifier-free guidance: a sampler's question becomes the rows of a forward that answer it."""
+"""Guidance: a sampler's question becomes the rows of a forward that answer it, and their outputs one prediction."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from sd_core.pipeline.conditioning import Conditioning, Rows
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.work import Call, Prediction, Sampling, UNetWork, answering
+from sd_core.request import Request
+from sd_core.work import PLAIN, Call, Context, Extras, Prediction, Sampling, UNetWork, answering
+
+Outputs = Tensor | tuple[Tensor, Tensor]
+"""A forward's output (n, 4, h, w), and the deep features of its rows if they are kept."""
+
+
+@dataclass(frozen=True)
+class Guiding:
+    """What a job asks of guidance beside its scale; by default nothing.
+
+    `rescale` is the part (0..1) by which a guided prediction is brought back to the deviation of the prompt's own.
+    `pag_scale` is that of perturbed attention guidance. Only the part of the steps from `start` to `end` is guided.
+    Every `deepcache` steps the whole UNet runs, between them its outermost block alone.
+    """
+
+    rescale: float = 0.0
+    pag_scale: float = 0.0
+    start: float = 0.0
+    end: float = 1.0
+    deepcache: int = 1
+    extras: Extras = PLAIN
+
+    @classmethod
+    def of(cls, request: Request) -> "Guiding":
+        freeu = None
+        if request.freeu is not None:
+            freeu = request.freeu.b1, request.freeu.b2, request.freeu.s1, request.freeu.s2
+        return cls(
+            rescale=request.guidance_rescale,
+            pag_scale=request.pag_scale,
+            start=request.guidance_start,
+            end=request.guidance_end,
+            deepcache=request.deepcache,
+            extras=Extras(request.tiling, freeu, request.tome_ratio),
+        )
+
+    def acts(self, step: int, steps: int) -> bool:
+        """Whether step `step` of `steps` is guided (diffusers' rule for a ControlNet)."""
+        return step / steps >= self.start and (self.end == 1 or (step + 1) / steps <= self.end)
+
+
+UNCHANGED = Guiding()
 
 
 def guided(
@@ -16,39 +59,127 @@ def guided(
     guidance_scale: float,
     *,
     reads_uncond: bool = False,
-) -> Generator[UNetWork, Tensor, Tensor]:
-    """Run a sampler, answering each of its calls by a prediction guided away from the negative prompt.
+    guiding: Guiding = UNCHANGED,
+    steps: int = 1,
+) -> Generator[UNetWork, Outputs, Tensor]:
+    """Run a sampler of `steps` steps, answering each of its calls by a prediction guided away from the negative prompt.
 
-    Source: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance"; with several weighted prompts, Liu et al. 2022,
-    "Compositional Visual Generation with Composable Diffusion Models", equation 12. With a scale <= 1 there is no
-    guidance, and no row for the negative prompt unless the sampler reads the unconditional prediction.
+    Sources: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance"; with several weighted prompts, Liu et al. 2022,
+    "Compositional Visual Generation with Composable Diffusion Models", equation 12; Ahn et al. 2024, "Self-Rectifying
+    Diffusion Sampling with Perturbed-Attention Guidance"; Lin et al. 2023, "Common Diffusion Noise Schedules and Sample
+    Steps are Flawed", section 3.4. With a scale <= 1 there is no guidance, and no row for the negative prompt unless
+    the sampler reads the unconditional prediction.
     """
-    denoiser = model.denoiser
-    is_guided = guidance_scale > 1 or reads_uncond
+    denoiser, cache = model.denoiser, _DeepCache(guiding.deepcache)
 
-    def answer(call: Call) -> Generator[UNetWork, Tensor, Prediction]:
-        rows = conditioning.at(call)
-        is_alone = len(rows.positive) == 1 and not is_guided
-        contexts = tuple(context for context, _ in rows.positive)
-        if not is_alone:
-            contexts = (rows.negative, *contexts)
-        latents, timestep = denoiser.scaled(call.x, call.sigma), denoiser.timestep(call.sigma)
-        output = yield UNetWork(model.unet_key, latents, timestep, contexts, (0,) * len(contexts))
-        if is_alone:
-            x0 = denoiser.x0(call.x, call.sigma, output)
-            return Prediction(x0, x0)
-        uncond = output[:1]
-        # The combination is affine, so it can be taken of the networks' outputs as well as of their predictions.
-        joined = uncond + guidance_scale * _direction(output[1:], uncond, rows)
-        return Prediction(denoiser.x0(call.x, call.sigma, joined), denoiser.x0(call.x, call.sigma, uncond))
+    def answer(call: Call) -> Generator[UNetWork, Outputs, Prediction]:
+        is_inside = guiding.acts(call.step, steps)
+        scale = guidance_scale if is_inside else 1.0
+        rows = _Plan.of(
+            conditioning.at(call), scale, guiding.pag_scale if is_inside else 0.0, needs_uncond=reads_uncond
+        )
+        work = UNetWork(
+            model.unet_key,
+            denoiser.scaled(call.x, call.sigma),
+            denoiser.timestep(call.sigma),
+            rows.contexts,
+            (0,) * len(rows.contexts),
+            guiding.extras,
+            rows.perturbed,
+        )
+        output = yield from cache.run(work, call.step)
+        joined, uncond = rows.joined(output, guiding.rescale)
+        x0 = denoiser.x0(call.x, call.sigma, joined)
+        return Prediction(x0, x0 if uncond is joined else denoiser.x0(call.x, call.sigma, uncond))
 
     return answering(sampling, answer)
 
 
-def _direction(outputs: Tensor, uncond: Tensor, rows: Rows) -> Tensor:
+@dataclass(frozen=True)
+class _Plan:
+    """The rows of one call: the negative prompt if it is needed, the prompts, then the prompts perturbed."""
+
+    rows: Rows
+    scale: float
+    pag_scale: float
+    has_uncond: bool
+
+    @classmethod
+    def of(cls, rows: Rows, scale: float, pag_scale: float, *, needs_uncond: bool) -> "_Plan":
+        return cls(rows, scale, pag_scale, len(rows.positive) > 1 or scale > 1 or needs_uncond)
+
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        positive = tuple(context for context, _ in self.rows.positive)
+        negative = (self.rows.negative,) if self.has_uncond else ()
+        return (*negative, *positive, *(positive if self.pag_scale else ()))
+
+    @property
+    def perturbed(self) -> tuple[int, ...]:
+        count = len(self.rows.positive)
+        return tuple(range(self.has_uncond + count, self.has_uncond + 2 * count)) if self.pag_scale else ()
+
+    def joined(self, output: Tensor, rescale: float) -> tuple[Tensor, Tensor]:
+        """The guided output, and that of the negative prompt, which without one is the same.
+
+        The combination is affine, so it can be taken of the networks' outputs as well as of their predictions.
+        """
+        weights = [weight for _, weight in self.rows.positive]
+        count = len(weights)
+        prompts = output[self.has_uncond : self.has_uncond + count]
+        if self.has_uncond:
+            uncond = output[:1]
+            direction = _weighted(prompts - uncond, weights)
+            joined = uncond + self.scale * direction
+        else:
+            uncond = joined = prompts
+            direction = None
+        if self.pag_scale:
+            joined = joined + self.pag_scale * _weighted(prompts - output[-count:], weights)
+        if rescale and direction is not None and self.scale > 1:
+            joined = _rescaled(joined, uncond + direction, rescale)
+        return joined, uncond if self.has_uncond else joined
+
+
+class _DeepCache:
+    """The deep features of one picture from its last whole forward.
+
+    Source: Ma, Fang & Wang 2023, "DeepCache: Accelerating Diffusion Models for Free", with a uniform interval.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+        self._deep: Tensor | None = None
+        self._rows: tuple[object, ...] = ()
+
+    def run(self, work: UNetWork, step: int) -> Generator[UNetWork, Outputs, Tensor]:
+        """The output of a work: by the outermost block alone if the features of the last whole forward are its own.
+
+        They are not if the prompts of a row have changed.
+        """
+        rows = (*(context.key for context in work.contexts), work.perturbed)
+        if self._interval == 1:
+            output = yield work
+        elif self._deep is not None and rows == self._rows and step % self._interval:
+            output = yield replace(work, deep=self._deep)
+        else:
+            whole = yield replace(work, keeps_deep=True)
+            assert isinstance(whole, tuple)
+            output, self._deep = whole
+            self._rows = rows
+        assert isinstance(output, Tensor)
+        return output
+
+
+def _weighted(differences: Tensor, weights: Sequence[float]) -> Tensor:  # (n, 4, h, w) -> (1, 4, h, w)
     """The weighted sum of the differences that the prompts make."""
-    (_, weight), *_ = rows.positive
-    if len(rows.positive) == 1 and weight == 1:
-        return outputs - uncond
-    weights = outputs.new_tensor([weight for _, weight in rows.positive])[:, None, None, None]
-    return (weights * (outputs - uncond)).sum(dim=0, keepdim=True)
+    if len(weights) == 1 and weights[0] == 1:
+        return differences
+    factors = differences.new_tensor(weights)[:, None, None, None]
+    return (factors * differences).sum(dim=0, keepdim=True)
+
+
+def _rescaled(guided_output: Tensor, prompt_output: Tensor, part: float) -> Tensor:
+    """The guided output with, by this part, the deviation of the prompt's own (diffusers' `rescale_noise_cfg`)."""
+    ratio = prompt_output.float().std() / guided_output.float().std()
+    return guided_output * (part * ratio + (1 - part))

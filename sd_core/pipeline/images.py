@@ -1,5 +1,9 @@
 """The two forms of an image: uint8 (H, W, 3) outside, [-1, 1] (1, 3, H, W) inside."""
 
+import hashlib
+from collections.abc import Hashable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +16,20 @@ def to_pixels(image: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (H, W, 3) -> float32 (1, 3, H, W) in [-1, 1]."""
     pixels = upload(torch.from_numpy(np.ascontiguousarray(image)), device)
     return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """The image that image-to-image starts from: pixels (1, 3, H, W) in [-1, 1]; equal keys mean equal pixels."""
+
+    key: Hashable
+    pixels: Tensor
+
+    @classmethod
+    def of(cls, image: np.ndarray, device: torch.device) -> "Source":
+        """uint8 (H, W, 3), on the device."""
+        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+        return cls((image.shape, digest), to_pixels(image, device))
 
 
 class PendingImage:

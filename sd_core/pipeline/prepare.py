@@ -1,20 +1,24 @@
 """A request -> one coroutine for each of its images."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from sd_core.pipeline.images import to_pixels
+from sd_core.pipeline.conditioning import Prompts
+from sd_core.pipeline.hires import Second
+from sd_core.pipeline.images import Source
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.pipeline.picture import Source, picture
+from sd_core.pipeline.picture import picture
 from sd_core.pipeline.prompts import read_prompts, reader_of
 from sd_core.pipeline.sample import Run
+from sd_core.pipeline.sizes import enlarged
+from sd_core.pipeline.upscale import Load
 from sd_core.pipeline.watch import OnStep
 from sd_core.request import Request
 from sd_core.sampling.noise import CPUNoise, Seeding
 from sd_core.text.chunks import plain_chunks
+from sd_core.text.prompt import Reader
 from sd_core.work import HostTask, Picture, TextWork
 
 
@@ -27,28 +31,56 @@ class Prepared:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def prepare(request: Request, model: StableDiffusion, on_step: Callable[[int], OnStep] | None = None) -> Prepared:
-    """Read both prompts and make the coroutines; `on_step(index)` is called after each step of picture `index`."""
+def prepare(
+    request: Request,
+    model: StableDiffusion,
+    on_step: Callable[[int], OnStep] | None = None,
+    load_upscaler: Load | None = None,
+) -> Prepared:
+    """Read all prompts and make the coroutines; `on_step(index)` is called after each step of picture `index`.
+
+    `load_upscaler` is called on the host, if the request's hires pass needs it.
+    """
     reader = reader_of(model, request.prompt_syntax)
-    prompts = read_prompts(reader, model, request.prompt, request.negative_prompt, Run.of(request), request.clip_skip)
-    vae = model.networks.vae
-    shape = (1, vae.config.z_channels, request.height // vae.downscale, request.width // vae.downscale)
-    source = None
-    if request.image is not None:
-        source = Source(_digest(request.image), to_pixels(request.image, model.device))
-    span = Run.of(request).span(model)
-    pictures = [
-        picture(
-            request,
-            model,
-            prompts,
-            CPUNoise(seed, shape, model.device, seeding(request, index), span),
-            source,
-            on_step and on_step(index),
-        )
-        for index, seed in enumerate(request.seeds)
-    ]
+    first, *later = _passes(request, model, reader)
+    source = None if request.image is None else Source.of(request.image, model.device)
+    pictures = []
+    for index, seed in enumerate(request.seeds):
+        meant = seeding(request, index)
+        noise, *more_noise = (each.noise(seed, meant, model) for each in (first, *later))
+        second = Second(later[0].prompts, more_noise[0], load_upscaler) if later else None
+        pictures.append(picture(request, model, first.prompts, noise, source, on_step and on_step(index), second))
     return Prepared(pictures, reader.warnings)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What the images of a job have in common in one run: prompts and size (width, height) in pixels."""
+
+    run: Run
+    prompts: Prompts
+    size: tuple[int, int]
+
+    def noise(self, seed: int, meant: Seeding, model: StableDiffusion) -> CPUNoise:
+        vae, (width, height) = model.networks.vae, self.size
+        shape = (1, vae.config.z_channels, height // vae.downscale, width // vae.downscale)
+        return CPUNoise(seed, shape, model.device, meant, self.run.span(model))
+
+
+def _passes(request: Request, model: StableDiffusion, reader: Reader) -> list[_Pass]:
+    """The passes of a job: one, or two with hires, whose prompts are the job's own unless it has others."""
+    runs, hires, size = Run.all_of(request), request.hires, (request.width, request.height)
+    skip, negative = request.clip_skip, request.negative_prompt
+    prompts = read_prompts(reader, model, request.prompt, negative, runs[0], skip)
+    passes = [_Pass(runs[0], prompts, size)]
+    if hires is not None:
+        texts, names = [request.prompt, negative], ["prompt", "negative_prompt"]
+        for index, own in enumerate((hires.prompt, hires.negative_prompt)):
+            if own is not None:
+                texts[index], names[index] = own, f"hires.{names[index]}"
+        again = read_prompts(reader, model, texts[0], texts[1], runs[1], skip, runs[0], (names[0], names[1]))
+        passes.append(_Pass(runs[1], again, enlarged(*size, hires).size))
+    return passes
 
 
 def seeding(request: Request, index: int) -> Seeding:
@@ -67,8 +99,3 @@ def read_prompt(prompt: str, model: StableDiffusion) -> Prepared:
         return HostTask(lambda: np.empty((0, 0, 3), np.uint8))
 
     return Prepared([reading()], [])
-
-
-def _digest(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-    """Equal for equal images uint8 (H, W, 3)."""
-    return image.shape, hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()

@@ -1,11 +1,13 @@
-"""The size of an image-to-image result, chosen from the sent image and the size asked for, and the resizing to it."""
+"""The sizes of what is generated: of image-to-image from the sent image and the size asked for, and of hires."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from sd_core.request import MAX_SIDE, MIN_SIDE
+from sd_core.errors import InvalidRequest
+from sd_core.nested import MAX_SIDE, MIN_SIDE, Hires
 
 
 def choose_size(own: tuple[int, int], width: int | None, height: int | None, max_pixels: int) -> tuple[int, int]:
@@ -34,8 +36,48 @@ def _fit(side: float, limit: int) -> int:
     return max(MIN_SIDE, rounded)
 
 
-def resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+@dataclass(frozen=True)
+class Enlargement:
+    """From a first pass to its hires pass, in pixels: resized to `covering` (width, height), then cut to `size`."""
+
+    size: tuple[int, int]
+    covering: tuple[int, int]
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Left and top of the part of `covering` that remains, in multiples of 8."""
+        left, top = ((whole - part) // 16 * 8 for whole, part in zip(self.covering, self.size, strict=True))
+        return left, top
+
+
+def enlarged(width: int, height: int, hires: Hires) -> Enlargement:
+    """The sizes of the hires pass of a picture of this size.
+
+    A scale is rounded down to multiples of 8. If one side is given, the other keeps the aspect; if both are, the
+    picture is made to cover them and its borders are cut. Raises `InvalidRequest` for a side out of a job's limits.
+    """
+    if hires.width is None and hires.height is None:
+        size = covering = _eighths(width * hires.scale), _eighths(height * hires.scale)
+    elif hires.width is None or hires.height is None:
+        factor = hires.width / width if hires.width is not None else (hires.height or 0) / height
+        size = covering = hires.width or _eighths(width * factor), hires.height or _eighths(height * factor)
+    else:
+        size, factor = (hires.width, hires.height), max(hires.width / width, hires.height / height)
+        covering = max(size[0], _eighths(width * factor)), max(size[1], _eighths(height * factor))
+    if min(size) < MIN_SIDE or max(size) > MAX_SIDE:
+        limits = f"sides are from {MIN_SIDE} to {MAX_SIDE} pixels"
+        raise InvalidRequest(f"hires: {width}x{height} would become {size[0]}x{size[1]}, but {limits}")
+    return Enlargement(size, covering)
+
+
+def _eighths(side: float) -> int:
+    return math.floor(side / 8 + 1e-6) * 8
+
+
+def resized(
+    image: Image.Image, size: tuple[int, int], resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> np.ndarray:
     """RGB -> uint8 (height, width, 3) at `size` (width, height)."""
     if image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
+        image = image.resize(size, resampling)
     return np.array(image, dtype=np.uint8)

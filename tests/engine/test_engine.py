@@ -299,7 +299,7 @@ def test_a_picture_in_tiles_says_so(engine: Engine, monkeypatch: pytest.MonkeyPa
     request = replace(REQUEST, width=8 * (TILE + 8), steps=1)
     whole, decode = engine.submit(request).result(), VAE.decode
 
-    def for_a_tile(self: VAE, latents: torch.Tensor) -> torch.Tensor:
+    def for_a_tile(self: VAE, latents: torch.Tensor, **named: Any) -> torch.Tensor:
         if latents.shape[3] > TILE:
             raise torch.OutOfMemoryError
         return decode(self, latents)

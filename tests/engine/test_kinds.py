@@ -11,16 +11,19 @@ from sd_core.engine.kinds import kinds_of
 from sd_core.engine.kinds.kind import Degraded
 from sd_core.engine.kinds.text import TextKind
 from sd_core.engine.kinds.unet import UNetKind, shared_lengths
+from sd_core.engine.kinds.upscale import UpscaleKind
 from sd_core.engine.kinds.vae import DecodeKind, EncodeKind
 from sd_core.engine.memory import Memory
 from sd_core.engine.pool import Pool
 from sd_core.engine.runner import Runner
 from sd_core.models.clip import CLIPTextEncoder
+from sd_core.models.rrdbnet import RRDBNet, RRDBNetConfig
 from sd_core.models.unet import UNet
 from sd_core.models.vae import TILE, VAE
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.work import Context, DecodeWork, Embedding, EncodeWork, TextWork, UNetWork
-from tests.support.memory import KINDS, peak_and_counted
+from sd_core.work import Context, DecodeWork, Embedding, EncodeWork, Extras, TextWork, UNetWork, UpscaleWork
+from tests.support.memory import KINDS, cpu_peak, peak_and_counted
+from tests.support.upscalers import SMALL, random_weights
 
 CPU = torch.device("cpu")
 
@@ -35,9 +38,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, network: type[Any], method: str) ->
     rows: list[int] = []
     call = getattr(network, method)
 
-    def counting(self: Any, x: Tensor, *rest: Any) -> Any:
+    def counting(self: Any, x: Tensor, *rest: Any, **named: Any) -> Any:
         rows.append(len(x))
-        return call(self, x, *rest)
+        return call(self, x, *rest, **named)
 
     monkeypatch.setattr(network, method, counting)
     return rows
@@ -211,6 +214,92 @@ class TestUNet:
         for answer, rows in zip(answers, expected, strict=True):
             torch.testing.assert_close(answer, rows, rtol=1e-4, atol=1e-4)
 
+    @torch.inference_mode()
+    def test_works_with_and_without_extras_share_a_forward(
+        self, tiny_model: StableDiffusion, kind: UNetKind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = [self.work(tiny_model, 1, (1, 2), 32), self.work(tiny_model, 2, (3,), 32)]
+        freeu = replace(plain[0], extras=Extras(freeu=(1.5, 1.6, 0.9, 0.2)))
+        perturbed = replace(plain[0], perturbed=(1,))
+        works = [plain[1], freeu, perturbed, replace(plain[1], keeps_deep=True), plain[0]]
+        alone = [kind.run([work])[0] for work in works]
+        whole = counted(monkeypatch, UNet, "whole")
+        together = kind.run(works)
+        assert whole == [5]
+        for answer, own in zip(together, alone, strict=True):
+            torch.testing.assert_close(answer, own, rtol=1e-4, atol=1e-4)
+        outputs, uncond = alone[2], alone[4]
+        torch.testing.assert_close(outputs[0], uncond[0], rtol=1e-4, atol=1e-4)
+        assert (outputs[1] - uncond[1]).abs().max() > 1e-3, "only the row that is named is perturbed"
+        assert (alone[1] - uncond).abs().max() > 1e-2
+
+    @torch.inference_mode()
+    def test_kept_features_answer_later_works_together(
+        self, tiny_model: StableDiffusion, kind: UNetKind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        works = [replace(self.work(tiny_model, seed, (1, 2)), keeps_deep=True) for seed in (1, 2)]
+        answers = kind.run(works)
+        assert [[each.shape[0] for each in answer] for answer in answers] == [[2, 2], [2, 2]]
+        unet = tiny_model.networks.unet
+        assert answers[0][1].untyped_storage().nbytes() == answers[0][1].nbytes, "no view of all rows' features"
+        shallow = [replace(work, keeps_deep=False, deep=deep) for work, (_, deep) in zip(works, answers, strict=True)]
+        assert kind.key(shallow[0]) == kind.key(shallow[1]) != kind.key(works[0])
+        outermost = counted(monkeypatch, UNet, "outermost")
+        for output, (own, _) in zip(kind.run(shallow), answers, strict=True):
+            torch.testing.assert_close(output, own, rtol=1e-4, atol=1e-5)
+        assert outermost == [2]
+        assert kind.bytes(works[0]) > kind.bytes(self.work(tiny_model, 1, (1, 2)))
+        assert unet.dtype == torch.float32
+
+    @torch.inference_mode()
+    def test_extras_survive_running_row_by_row(self, tiny_model: StableDiffusion, kind: UNetKind) -> None:
+        work = self.work(tiny_model, 1, (1, 2), 32)
+        kept = replace(work, keeps_deep=True, perturbed=(1,), extras=Extras(freeu=(1.2, 1.4, 0.9, 0.2)))
+        expected = kind.run([kept])[0]
+        for answer, own in zip(kind.run_in_parts(kept), expected, strict=True):
+            torch.testing.assert_close(answer, own, rtol=1e-4, atol=1e-4)
+        shallow = replace(kept, keeps_deep=False, deep=expected[1])
+        torch.testing.assert_close(kind.run_in_parts(shallow), kind.run([shallow])[0], rtol=1e-4, atol=1e-4)
+
+    @torch.inference_mode()
+    @pytest.mark.parametrize("extras", [Extras(tiling=True), Extras(tome_ratio=0.5)], ids=["tiling", "tome"])
+    def test_what_all_rows_must_share_has_a_batch_of_its_own(
+        self, tiny_model: StableDiffusion, kind: UNetKind, extras: Extras
+    ) -> None:
+        plain = self.work(tiny_model, 1, (1, 2), 16)
+        work = replace(plain, extras=extras)
+        assert kind.key(work) != kind.key(plain) and kind.key(work) == kind.key(replace(work, perturbed=(1,)))
+        unet, expected = tiny_model.networks.unet, kind.run([plain])[0]
+        output = kind.run([work])[0]
+        assert (output - expected).abs().max() > 1e-3
+        rolled = kind.run([replace(work, latents=work.latents.roll((8, 8), (2, 3)))])[0]
+        same = torch.allclose(rolled, output.roll((8, 8), (2, 3)), atol=1e-3)
+        assert same or not extras.tiling
+        assert torch.equal(kind.run([plain])[0], expected), "the plain forward is given nothing of it"
+        assert unet.finest_attentions
+
+
+class TestUpscale:
+    @torch.inference_mode()
+    def test_tiles_of_one_network_and_shape_share_a_forward(self) -> None:
+        kind = UpscaleKind()
+        network, other = RRDBNet(SMALL), RRDBNet(SMALL)
+        network.load_state_dict(random_weights())
+        works = [UpscaleWork(network, torch.rand(1, 3, 8, 6)) for _ in range(3)]
+        for answer, work in zip(kind.run(works), works, strict=True):
+            torch.testing.assert_close(answer, network(work.pixels), rtol=1e-4, atol=1e-5)
+        others = [UpscaleWork(other, works[0].pixels), UpscaleWork(network, torch.rand(1, 3, 6, 8))]
+        assert len({kind.key(work) for work in (*works, *others)}) == 3
+        assert kind.cost(works[0]) == 48 and kind.capacity == 192**2
+        assert kind.smallest(works[0]) is None
+
+    @torch.inference_mode()
+    def test_a_forward_holds_no_more_than_is_counted(self) -> None:
+        kind, network = UpscaleKind(), RRDBNet(RRDBNetConfig(features=32, growth=16, blocks=2))
+        work = UpscaleWork(network, torch.rand(1, 3, 40, 40))
+        peak = cpu_peak(lambda: kind.run([work]))
+        assert 0.2 * kind.bytes(work) < peak < kind.bytes(work)
+
 
 class TestText:
     @pytest.fixture
@@ -338,4 +427,4 @@ def test_a_forward_holds_no_more_than_is_counted(tiny_model: StableDiffusion, fo
 
 
 def test_every_kind_of_work_is_registered(pool: Pool) -> None:
-    assert kinds_of(pool, 4).keys() == {TextWork, EncodeWork, UNetWork, DecodeWork}
+    assert kinds_of(pool, 4).keys() == {TextWork, EncodeWork, UNetWork, DecodeWork, UpscaleWork}

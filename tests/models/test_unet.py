@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from sd_core.models.given import Given
-from sd_core.models.unet import UNet
+from sd_core.models.unet import UNet, UNetConfig
 from tests.support.random_weights import TINY
 
 CONTEXT = TINY.unet.context_dim
@@ -137,3 +139,40 @@ def test_every_wide_convolution_finds_its_padding_by_its_name(unet: UNet) -> Non
     everywhere = Given(plain.keys_values, padding=dict.fromkeys(wide, "circular"))
     rolled = unet(latents.roll(8, 3), timesteps, everywhere)
     torch.testing.assert_close(rolled, unet(latents, timesteps, everywhere).roll(8, 3), rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_the_outermost_block_on_kept_features(unet: UNet) -> None:
+    """With the features of the same step it is the whole network; at another step, its formula written out."""
+    image_of_row = torch.tensor([1, 0, 0])
+    latents, later = torch.randn(2, 2, 4, 9, 8).unbind()
+    times, states = torch.tensor([900.0, 300.0]), torch.randn(3, 77, CONTEXT)
+    given = unet.given(states, image_of_row)
+    output, deep = unet.whole(latents, times, given)
+    assert torch.equal(output, unet(latents, times, given)) and deep.shape == (3, 32, 9, 8)
+    torch.testing.assert_close(unet.outermost(latents, times, deep, given), output, rtol=1e-4, atol=1e-5)
+
+    kept: dict[str, Tensor] = {}
+    unet.output_blocks[-1].register_forward_pre_hook(lambda _, inputs: kept.__setitem__("joined", inputs[0]))
+    shallow = unet.outermost(later, times - 40, deep, given)
+    assert torch.equal(kept["joined"][:, :32], deep)
+    torch.testing.assert_close(kept["joined"][:, 32:], unet.get_submodule("input_blocks.0.0")(later)[image_of_row])
+    whole = unet(later, times - 40, given)
+    assert torch.equal(kept["joined"][:, 32:], unet.get_submodule("input_blocks.0.0")(later)[image_of_row])
+    assert not torch.allclose(shallow, whole, atol=1e-3), "the deep features are those of the earlier step"
+
+
+def test_the_perturbed_attention_may_be_the_first_that_rows_reach(tiny_weights: dict[str, Tensor]) -> None:
+    """In a network with attention in the middle block alone, rows of one input differ before their prompts."""
+    torch.manual_seed(0)
+    unet = UNet(UNetConfig(channels=(32, 64), num_res_blocks=1, attention_levels=(), context_dim=16, num_heads=2))
+    unet.requires_grad_(False).eval()
+    latents, times, states = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(2, 5, 16)
+    states[1] = states[0]
+    plain = unet.given(states, torch.tensor([0, 0]))
+    identity = {unet.middle_attention: torch.tensor([1])}
+    own, perturbed = unet(latents, times, replace(plain, identity=identity))
+    first, second = unet(latents, times, plain)
+    torch.testing.assert_close(own, first)
+    assert (perturbed - second).abs().max() > 1e-4
+    assert unet.finest_attentions == []

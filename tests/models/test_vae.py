@@ -49,3 +49,29 @@ def test_one_tile_is_the_whole(vae: VAE) -> None:
     torch.testing.assert_close(vae.decode_tiled(latents), vae.decode(latents))
     for tiled, whole in zip(vae.moments_tiled(pixels), vae.moments(pixels), strict=True):
         torch.testing.assert_close(tiled, whole)
+
+
+def test_opposite_borders_are_neighbours_if_it_tiles(vae: VAE) -> None:
+    """Rolled latents give rolled pictures and the other way round; without tiling a border shows."""
+    latents, pixels = torch.randn(1, 4, 8, 12), torch.rand(1, 3, 64, 96) * 2 - 1
+    by = (3, 5)
+    by_pixels = (24, 40)
+    close = {"rtol": 1e-3, "atol": 1e-3}
+    rolled = vae.decode(latents.roll(by, (2, 3)), tiling=True)
+    torch.testing.assert_close(rolled, vae.decode(latents, tiling=True).roll(by_pixels, (2, 3)), **close)
+    assert (vae.decode(latents) - vae.decode(latents, tiling=True)).abs().max() > 0.05
+    of_rolled = vae.moments(pixels.roll(by_pixels, (2, 3)), tiling=True)
+    for moved, own in zip(of_rolled, vae.moments(pixels, tiling=True), strict=True):
+        torch.testing.assert_close(moved, own.roll(by, (2, 3)), **close)
+
+
+@pytest.mark.parametrize("size", [(70, 8), (12, 70)], ids=str)
+def test_tiles_of_a_picture_that_tiles_join_over_its_borders(vae: VAE, size: tuple[int, int]) -> None:
+    """As near to the whole as tiles of a plain picture are, at the borders too."""
+    latents = torch.randn(1, 4, *size)
+    whole, parts = vae.decode(latents, tiling=True), vae.decode_tiled(latents, tiling=True)
+    assert parts.shape == whole.shape
+    for edge in (..., (..., slice(0, 8), slice(None)), (..., slice(None), slice(-8, None))):
+        assert torch.corrcoef(torch.stack([whole[edge].flatten(), parts[edge].flatten()]))[0, 1] > 0.9
+    mean, _ = vae.moments_tiled(whole.clamp(-1, 1), tiling=True)
+    assert torch.corrcoef(torch.stack([mean.flatten(), vae.moments(whole, tiling=True)[0].flatten()]))[0, 1] > 0.9

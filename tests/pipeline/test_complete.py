@@ -5,8 +5,9 @@ from PIL import Image
 from sd_core.checks import check
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record
+from sd_core.groups import MAX_SEED
 from sd_core.pipeline.complete import complete, find_model, with_image
-from sd_core.request import MAX_SEED, Request
+from sd_core.request import Request
 
 RECORD = Record.of(Request)
 
@@ -75,3 +76,19 @@ def test_an_unknown_model_is_refused_with_what_is_loaded(name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         find_model(name, [f"model-{index}" for index in range(1000)])
     assert len(str(caught.value)) < 200
+
+
+def test_an_image_leaves_room_for_its_second_pass() -> None:
+    """The image's own size is brought under the limit that holds after the second pass."""
+    image, limit = Image.new("RGB", (512, 256)), 512 * 256
+    request = with_image(completed(image=image, hires={"scale": 2}), image, None, None, limit)
+    assert (request.width, request.height) == (256, 128)
+    with pytest.raises(InvalidRequest, match="hires: width x height x num_images: 1024 x 512 x 1 is 524,288 pixels"):
+        with_image(completed(image=image, hires={}), image, 512, 256, limit)
+    fixed = completed(image=image, hires={"width": 512, "height": 256})
+    assert with_image(fixed, image, None, None, limit).width == 512
+
+
+def test_hires_beyond_a_side_is_refused_without_an_image() -> None:
+    with pytest.raises(InvalidRequest, match="hires: 1024x64 would become 4096x256"):
+        completed(width=1024, hires={"scale": 4})

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sd_core.groups import MAX_SEED
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import prepare
-from sd_core.request import MAX_SEED, Request
+from sd_core.request import Request
 from sd_core.sampling.noise import CPUNoise
 from sd_core.work import Context, DecodeWork, EncodeWork, TextWork, UNetWork
 from tests.support.drive import drive

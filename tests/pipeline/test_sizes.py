@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sd_core.pipeline.sizes import choose_size, resized
+from sd_core.errors import InvalidRequest
+from sd_core.nested import Hires
+from sd_core.pipeline.sizes import choose_size, enlarged, resized
 
 RED, BLUE = (220, 40, 40), (50, 90, 220)
 
@@ -68,3 +70,46 @@ def test_an_image_becomes_a_writable_array_of_that_size() -> None:
     assert tuple(pixels[36, 118]) == BLUE
     assert pixels.flags.writeable
     assert np.array_equal(resized(halves(), (64, 32)), np.asarray(halves()))
+
+
+@pytest.mark.parametrize(
+    ("hires", "size", "covering"),
+    [
+        (Hires(), (256, 192), (256, 192)),
+        (Hires(scale=1.3), (160, 120), (160, 120)),
+        (Hires(scale=1.0), (128, 96), (128, 96)),
+        (Hires(scale=3.0, width=256), (256, 192), (256, 192)),
+        (Hires(height=200), (264, 200), (264, 200)),
+        (Hires(width=256, height=256), (256, 256), (336, 256)),
+        (Hires(width=256, height=128), (256, 128), (256, 192)),
+    ],
+)
+def test_the_size_of_a_second_pass(hires: Hires, size: tuple[int, int], covering: tuple[int, int]) -> None:
+    found = enlarged(128, 96, hires)
+    assert (found.size, found.covering) == (size, covering)
+    assert all(side % 8 == 0 for side in (*found.size, *found.covering, *found.corner))
+    for whole, part, start in zip(covering, size, found.corner, strict=True):
+        assert 0 <= whole - part - 2 * start <= 15
+
+
+@given(
+    st.integers(8, 256), st.integers(8, 256), st.floats(1, 4),
+    st.none() | st.integers(8, 256), st.none() | st.integers(8, 256),
+)  # fmt: skip
+def test_a_second_pass_is_within_the_limits_or_refused(
+    width: int, height: int, scale: float, wide: int | None, high: int | None
+) -> None:
+    hires = Hires(scale=scale, width=wide and 8 * wide, height=high and 8 * high)
+    try:
+        found = enlarged(8 * width, 8 * height, hires)
+    except InvalidRequest:
+        return
+    assert all(64 <= side <= 2048 and side % 8 == 0 for side in found.size)
+    assert all(whole >= part for whole, part in zip(found.covering, found.size, strict=True))
+
+
+def test_a_side_beyond_the_limits_is_named() -> None:
+    with pytest.raises(InvalidRequest, match="hires: 1024x128 would become 4096x512, but sides are from 64 to 2048"):
+        enlarged(1024, 128, Hires(scale=4))
+    with pytest.raises(InvalidRequest, match="hires: 1024x128 would become 256x32, but sides"):
+        enlarged(1024, 128, Hires(width=256))

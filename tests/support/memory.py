@@ -59,7 +59,7 @@ def peak_and_counted(model: StableDiffusion, kind: str, side: int) -> dict[str, 
 
     with torch.inference_mode():
         forward()  # weights are packed, prompts read
-        peak = _cuda_peak(forward) if model.device.type == "cuda" else _cpu_peak(forward)
+        peak = _cuda_peak(forward) if model.device.type == "cuda" else cpu_peak(forward)
     counted = sum(runs.bytes(work) for work in works)
     return {"peak_mb": round(peak / 1e6, 2), "counted_mb": round(counted / 1e6, 2)}
 
@@ -73,7 +73,8 @@ def _cuda_peak(forward: Callable[[], None]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _cpu_peak(forward: Callable[[], None]) -> int:
+def cpu_peak(forward: Callable[[], object]) -> int:
+    """Bytes that a computation holds at its peak."""
     with tempfile.TemporaryDirectory() as folder:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             forward()

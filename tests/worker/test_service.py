@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sd_core.errors import OutOfMemory
-from sd_core.request import MAX_SEED
+from sd_core.groups import MAX_SEED
 from tests.support.pictures import data_uri, picture_of
 from worker.identity import ModelIdentity
 from worker.log import configure

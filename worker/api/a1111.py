@@ -4,6 +4,7 @@ A name whose field this worker's record does not have is named in a warning, and
 Clients such as webuiapi send every name always, so values that ask for nothing here are collected in one warning.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,11 @@ def translate(payload: Mapping[str, Any], record: Record) -> Translated:
         return Translated(dict(payload))
     body, overruled = _folded(payload)
     return _Translation(body, record, overruled).run()
+
+
+def named_as_written(problem: str) -> str:
+    """A problem of a flat field of a second pass, such as `hr_scale`, by the name that it was sent by."""
+    return re.sub(r"^hires\.(?=hr_)", "", problem)
 
 
 def _folded(payload: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -140,16 +146,25 @@ class _Translation:
         """Set a field, under A1111's name if the record knows that one too, so that an error names what was sent."""
         outer, _, inner = field.partition(".")
         if name == "enable_hr" or inner:
-            if name == "enable_hr" and not isinstance(value, bool):
-                raise InvalidRequest(f"{name}: {shorten(value)} is not true or false")
-            nested = self._job.get(outer)
-            self._job[outer] = {**(nested if isinstance(nested, dict) else {}), **({inner: value} if inner else {})}
+            self._put_nested(name, outer, inner, value)
             return
         known = self._record.names.get(name)
         key = name if known is not None and known.name == field else field
         if key != name and key in self._body and not same(self._body[key], value):
             raise InvalidRequest(f"{name} and {key}: two names of one field with different values")
         self._job[key] = value
+
+    def _put_nested(self, name: str, outer: str, inner: str, value: Any) -> None:
+        """The same for a field of a nested record; with `inner` empty, ask for that record by its switch."""
+        if not inner and not isinstance(value, bool):
+            raise InvalidRequest(f"{name}: {shorten(value)} is not true or false")
+        if not inner and self._body.get(outer) is not None:
+            raise InvalidRequest(f"{outer} and {name}: two ways to ask for one thing; leave one out")
+        nested = self._job.setdefault(outer, {})
+        if inner:
+            record = self._record[outer].record
+            known = None if record is None else record.names.get(name)
+            nested[name if known is not None and known.name == inner else inner] = value
 
     def _drop_unfit(self) -> None:
         """Drop what the sampler cannot have: A1111 passes over it."""

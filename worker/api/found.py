@@ -35,6 +35,8 @@ def usable(record: Record, values: Mapping[str, Any], written: Mapping[str, str]
         if name not in fields:
             warnings.append(f"{PREFIX}: {known} did nothing: it is not available here")
             continue
+        if value is None and fields[name].nullable:
+            continue
         try:
             good[name], inner = _taken(fields[name], value, written, f"{prefix}{name}.")
             warnings += inner

@@ -13,8 +13,9 @@ from typing import Any
 from sd_core.checks import check, plain
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Field, Record
+from sd_core.nested import MIN_SIDE
 from sd_core.pipeline.complete import acts, complete
-from sd_core.request import MIN_SIDE, Request
+from sd_core.request import Request
 from worker import VERSION
 from worker.api.infotext_in import EXACT, NEGATIVE, RNG, read_infotext
 from worker.api.job import JOB, Job

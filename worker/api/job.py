@@ -13,10 +13,11 @@ from typing import Any, NewType, TypeVar
 from sd_core.checks import Checked, Unfit, check, check_value, require, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, Source, make, option
-from sd_core.pipeline.complete import complete, find_model, without_effect
-from sd_core.request import MIN_SIDE, Request
+from sd_core.nested import MIN_SIDE, Hires
+from sd_core.pipeline.complete import check_hires, complete, find_model, without_effect
+from sd_core.request import Request
 from sd_core.sampling.registry import joined_name
-from worker.api.a1111 import translate
+from worker.api.a1111 import named_as_written, translate
 from worker.api.found import PREFIX
 from worker.api.names import a1111_labels, scheduler_meant
 from worker.api.parameters import fill
@@ -40,6 +41,7 @@ class Door:
         meaning="comes back unchanged",
     )
     output_format: str = option("png", choices=("png", "jpeg", "webp"))
+    output_quality: int = option(95, low=1, high=100, meaning="of jpeg and webp")
     preview: bool = option(default=False, shown=False, meaning="true: progress comes with a small picture")
     parameters: Recorded | None = option(
         None,
@@ -65,9 +67,22 @@ def _schedule_to_text(request: Request) -> str:
     return a1111_labels(request.sampler, request.schedule)[1]
 
 
+def _hires_sampler_to_text(hires: Hires) -> str | None:
+    return None if hires.sampler is None or hires.schedule is None else a1111_labels(hires.sampler, hires.schedule)[0]
+
+
+def _hires_schedule_to_text(hires: Hires) -> str | None:
+    return None if hires.sampler is None or hires.schedule is None else a1111_labels(hires.sampler, hires.schedule)[1]
+
+
 def job_record(request: type[Request] = Request, door: type[Door] = Door) -> Record:
     """The record of a job: the core's fields, whose samplers are spelled as A1111 does, and the door's."""
     record = Record.of(request, door).with_sources()
+    hires = record["hires"]
+    assert hires.record is not None
+    second = hires.record.with_field(replace(hires.record["sampler"], to_text=_hires_sampler_to_text))
+    second = second.with_field(replace(second["schedule"], to_text=_hires_schedule_to_text))
+    record = record.with_field(replace(hires, record=second))
     record = record.with_field(replace(record["sampler"], to_text=_sampler_to_text))
     return record.with_field(replace(record["schedule"], label="Schedule type", to_text=_schedule_to_text))
 
@@ -142,7 +157,7 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     meant = scheduler_meant(body.payload, record)
     filled = fill(body.payload, record, meant, limits.native_sizes)
     checked = check(record, filled.payload, meant)
-    values, problems = checked.values, list(checked.problems)
+    values, problems = checked.values, [named_as_written(problem) for problem in checked.problems]
     first_model = next(iter(limits.native_sizes))
     model = _attempt(problems, lambda: find_model(values["model"], limits.native_sizes)) or first_model
     native_size = limits.native_sizes[model]
@@ -191,3 +206,4 @@ def _check_pixels(values: Mapping[str, Any], native_size: int, max_pixels: int) 
     pixels = width * height * count
     if pixels > max_pixels:
         raise InvalidRequest(f"width x height x num_images: {width} x {height} x {count} is {pixels:,} pixels, {limit}")
+    check_hires(values["hires"], (width, height), count, max_pixels)

@@ -26,8 +26,8 @@ from worker.io.store import store
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "png": {"compress_level": 1},
-    "jpeg": {"quality": 95, "subsampling": 0},
-    "webp": {"quality": 95, "method": 4},
+    "jpeg": {"subsampling": 0},
+    "webp": {"method": 4},
 }
 MAX_ENCODERS = 4
 MAX_JPEG_SEGMENT = 65_533  # bytes
@@ -78,7 +78,10 @@ async def success(
         infotext(job.of_image(index), seed, model, labels=result.labels) for index, seed in enumerate(result.seeds)
     ]
     files = await asyncio.gather(
-        *(on_encoders(encode, image, kind, text) for image, text in zip(result.images, texts, strict=True))
+        *(
+            on_encoders(encode, image, kind, text, job.door.output_quality)
+            for image, text in zip(result.images, texts, strict=True)
+        )
     )
     stored = await on_encoders(store, outputs, job.door.uid, files, kind)
     images = await on_encoders(_in_base64, files)
@@ -121,17 +124,19 @@ def failure(error: SDError, uid: str) -> Response:
     return Response(error=f"{error.code}: {text}", error_code=error.code, message="error", uid=uid)
 
 
-def encode(image: np.ndarray, output_format: str, text: str) -> bytes:
+def encode(image: np.ndarray, output_format: str, text: str, quality: int = 95) -> bytes:
     """uint8 (H, W, 3) -> an image file that carries `text`, if it is not too long for a JPEG.
 
-    A PNG has it in a chunk named `parameters`, JPEG and WebP have it as EXIF's UserComment.
+    A PNG has it in a chunk named `parameters`, JPEG and WebP have it as EXIF's UserComment, and a quality.
     """
     options = dict(SAVE_OPTIONS[output_format])
     if output_format == "png":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text("parameters", text)
-    elif holds(output_format, text):
-        options["exif"] = with_user_comment(text)
+    else:
+        options["quality"] = quality
+        if holds(output_format, text):
+            options["exif"] = with_user_comment(text)
     file = io.BytesIO()
     Image.fromarray(image).save(file, format=output_format, **options)
     return file.getvalue()

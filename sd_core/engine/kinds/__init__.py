@@ -6,9 +6,10 @@ from typing import Any
 from sd_core.engine.kinds.kind import Kind
 from sd_core.engine.kinds.text import TextKind
 from sd_core.engine.kinds.unet import UNetKind
+from sd_core.engine.kinds.upscale import UpscaleKind
 from sd_core.engine.kinds.vae import DecodeKind, EncodeKind
 from sd_core.engine.pool import Pool
-from sd_core.work import DecodeWork, EncodeWork, TextWork, UNetWork
+from sd_core.work import DecodeWork, EncodeWork, TextWork, UNetWork, UpscaleWork
 
 Kinds = Mapping[type, Kind[Any]]
 """The kind that runs each type of work."""
@@ -21,4 +22,5 @@ def kinds_of(pool: Pool, max_batch: int) -> Kinds:
         EncodeWork: EncodeKind(pool),
         UNetWork: UNetKind(pool, max_batch),
         DecodeWork: DecodeKind(pool),
+        UpscaleWork: UpscaleKind(),
     }

@@ -4,7 +4,6 @@ Contexts of different lengths share a forward: each is repeated until all are eq
 """
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from math import lcm
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from sd_core.cache import LRU
 from sd_core.device import upload
+from sd_core.engine.kinds.extras import departing
 from sd_core.engine.kinds.kind import Kind
+from sd_core.engine.kinds.rows import Row, rows_of
 from sd_core.engine.pool import LATENT_PIXELS, Pool
 from sd_core.models.given import Given, KeysValues
 from sd_core.models.unet import UNetConfig
@@ -37,19 +38,7 @@ STACKED_BYTES = 2**28
 """The same, stacked for whole forwards: most steps run with the prompts of the step before."""
 
 Read = dict[str, KeysValues]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row of a forward: its work, which of the work's inputs it continues, and its context."""
-
-    work: int
-    image: int
-    context: Context
-
-    @property
-    def tokens(self) -> int:
-        return self.context.states.shape[1]
+Answer = Tensor | tuple[Tensor, Tensor]
 
 
 def shared_lengths(lengths: Collection[int]) -> list[tuple[int, list[int]]]:
@@ -82,7 +71,8 @@ class UNetKind(Kind[UNetWork]):
         return 2 * self._max_batch
 
     def key(self, work: UNetWork) -> Hashable:
-        return work.network, work.latents.shape[1:]
+        # Rows with contexts of any length share a forward, but not those with and without what changes all of its rows.
+        return work.network, work.latents.shape[1:], work.extras.tiling, work.extras.tome_ratio, work.deep is not None
 
     def cost(self, work: UNetWork) -> float:
         """In rows of native size: activations grow with rows times pixels."""
@@ -91,35 +81,42 @@ class UNetKind(Kind[UNetWork]):
 
     def bytes(self, work: UNetWork) -> int:
         unet = self._pool.unet(work.network)
-        numbers = len(work.contexts) * NUMBERS * unet.config.channels[0] * work.latents.shape[2:].numel()
+        # Features that are kept stay in memory beside those that the forward works on.
+        values = (NUMBERS + 2 * work.keeps_deep) * unet.config.channels[0] * work.latents.shape[2:].numel()
         long = sum(max(0, context.states.shape[1] - COUNTED_TOKENS) for context in work.contexts)
         # Kept once by context and once stacked.
-        return (numbers + 2 * long * _read_width(unet.config)) * unet.dtype.itemsize
+        return (len(work.contexts) * values + 2 * long * _read_width(unet.config)) * unet.dtype.itemsize
 
-    def run(self, works: Sequence[UNetWork]) -> Sequence[Tensor]:
-        rows = [
-            _Row(index, image, context)
-            for index, work in enumerate(works)
-            for image, context in zip(work.image_of_row, work.contexts, strict=True)
+    def run(self, works: Sequence[UNetWork]) -> Sequence[Answer]:
+        rows, counts = rows_of(works), [len(work.contexts) for work in works]
+        keeps_deep = any(work.keeps_deep for work in works)
+        order, outputs, features = list[int](), list[Tensor](), list[Tensor]()
+        for tokens, lengths in shared_lengths([row.tokens for row in rows]):
+            chosen = [index for index, row in enumerate(rows) if row.tokens in lengths]
+            output, deep = self._forward([rows[index] for index in chosen], tokens, keeps_deep=keeps_deep)
+            order += chosen
+            outputs.append(output)
+            if deep is not None:
+                features.append(deep)
+        answers: Sequence[Tensor] = _in_order(outputs, order).split(counts)
+        if not features:
+            return answers
+        return [
+            # A copy, because a view would keep the features of all rows alive.
+            (own, its_deep.clone()) if work.keeps_deep else own
+            for work, own, its_deep in zip(works, answers, _in_order(features, order).split(counts), strict=True)
         ]
-        groups = shared_lengths([row.tokens for row in rows])
-        if len(groups) == 1:
-            output = self._forward(works, rows, groups[0][0])
-        else:
-            outputs: dict[int, Tensor] = {}
-            for tokens, lengths in groups:
-                chosen = [index for index, row in enumerate(rows) if row.tokens in lengths]
-                some = self._forward(works, [rows[index] for index in chosen], tokens)
-                outputs |= zip(chosen, some.split(1), strict=True)
-            output = torch.cat([outputs[index] for index in range(len(rows))])
-        answers: Sequence[Tensor] = output.split([len(work.contexts) for work in works])
-        return answers
 
     def smallest(self, work: UNetWork) -> UNetWork | None:
-        return None if len(work.contexts) == 1 else self._row(work, 0)
+        return None if len(work.contexts) == 1 else rows_of([work])[0].alone()
 
-    def run_in_parts(self, work: UNetWork) -> Tensor:
-        return torch.cat([self.run([self._row(work, row)])[0] for row in range(len(work.contexts))])
+    def run_in_parts(self, work: UNetWork) -> Answer:
+        answers = [self.run([row.alone()])[0] for row in rows_of([work])]
+        tensors = [answer for answer in answers if isinstance(answer, Tensor)]
+        if tensors:
+            return torch.cat(tensors)
+        output, deep = (torch.cat(each) for each in zip(*answers, strict=True))
+        return output, deep
 
     def warm_up(self) -> None:
         self._pool.warm_up()
@@ -129,23 +126,27 @@ class UNetKind(Kind[UNetWork]):
         self._stacked.clear()
         self._pool.release()
 
-    @staticmethod
-    def _row(work: UNetWork, row: int) -> UNetWork:
-        image = work.image_of_row[row]
-        return replace(
-            work, latents=work.latents[image : image + 1], contexts=work.contexts[row : row + 1], image_of_row=(0,)
-        )
+    def _forward(self, rows: Sequence[Row], tokens: int, *, keeps_deep: bool) -> tuple[Tensor, Tensor | None]:
+        """One forward of the network: the output of each row, whose contexts are repeated to `tokens`.
 
-    def _forward(self, works: Sequence[UNetWork], rows: Sequence[_Row], tokens: int) -> Tensor:
-        """One forward of the network: the output of each row, whose contexts are repeated to `tokens`."""
-        network = works[0].network
-        position = {pair: index for index, pair in enumerate(dict.fromkeys((row.work, row.image) for row in rows))}
-        latents = torch.cat([works[work].latents[image : image + 1] for work, image in position])
-        timesteps = torch.tensor([works[work].timestep for work, _ in position], dtype=torch.float32)
-        images = [position[row.work, row.image] for row in rows]
-        given = self._given(network, [row.context for row in rows], images, tokens)
-        output: Tensor = self._pool.step(network)(latents, upload(timesteps, self._pool.device), given)
-        return output
+        The deep features of each row too if they are kept.
+        """
+        network = rows[0].work.network
+        unet = self._pool.unet(network)
+        first_rows = {row.input: row for row in reversed(rows)}
+        inputs = list(dict.fromkeys(row.input for row in rows))
+        latents = torch.cat([first_rows[each].latents for each in inputs])
+        timesteps = torch.tensor([first_rows[each].work.timestep for each in inputs], dtype=torch.float32)
+        times = upload(timesteps, self._pool.device)
+        images = [inputs.index(row.input) for row in rows]
+        given = departing(self._given(network, [row.context for row in rows], images, tokens), rows, unet)
+        deep = [row.deep for row in rows if row.deep is not None]
+        if deep:
+            return unet.outermost(latents, times, torch.cat(deep), given), None
+        if keeps_deep:
+            return unet.whole(latents, times, given)
+        output: Tensor = self._pool.step(network)(latents, times, given)
+        return output, None
 
     def _given(self, network: str, contexts: Sequence[Context], images: Sequence[int], tokens: int) -> Given:
         """What a forward is given; the same object as long as rows and prompts stay the same."""
@@ -201,3 +202,11 @@ def _read_width(config: UNetConfig) -> int:
 def _repeated(x: Tensor, tokens: int) -> Tensor:  # (1, S, dim)
     """Repeated to so many tokens."""
     return x if x.shape[1] == tokens else x.repeat(1, tokens // x.shape[1], 1)
+
+
+def _in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:  # (n_i, C, h, w) each -> (n, C, h, w)
+    """The rows of several forwards as one; `order` says for each row in turn where it belongs."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = dict(zip(order, (row for part in parts for row in part.split(1)), strict=True))
+    return torch.cat([rows[index] for index in sorted(rows)])

@@ -38,10 +38,10 @@ class EncodeKind(Kind[EncodeWork]):
         return 1
 
     def key(self, work: EncodeWork) -> Hashable:
-        return work.network, work.key
+        return work.network, work.key, work.tiling
 
     def identity(self, work: EncodeWork) -> Hashable:
-        return work.network, work.key
+        return self.key(work)
 
     def cost(self, work: EncodeWork) -> float:  # noqa: ARG002
         return 0  # the forward holds one image, however many ask for it
@@ -50,16 +50,17 @@ class EncodeKind(Kind[EncodeWork]):
         return _bytes(self._pool.vae(work.network), work.pixels.shape[2:].numel())
 
     def run(self, works: Sequence[EncodeWork]) -> list[tuple[Tensor, Tensor]]:
-        return [self._pool.vae(work.network).moments(work.pixels) for work in works]
+        return [self._pool.vae(work.network).moments(work.pixels, tiling=work.tiling) for work in works]
 
     def smallest(self, work: EncodeWork) -> EncodeWork | None:
         tile = TILE * self._pool.vae(work.network).downscale
         if max(work.pixels.shape[2:]) <= tile:
             return None
-        return replace(work, pixels=work.pixels[..., :tile, :tile])
+        return replace(work, pixels=work.pixels[..., :tile, :tile], tiling=False)
 
     def run_in_parts(self, work: EncodeWork) -> Degraded:
-        return Degraded(self._pool.vae(work.network).moments_tiled(work.pixels), TILED.format("encode"))
+        moments = self._pool.vae(work.network).moments_tiled(work.pixels, tiling=work.tiling)
+        return Degraded(moments, TILED.format("encode"))
 
 
 class DecodeKind(Kind[DecodeWork]):
@@ -75,7 +76,7 @@ class DecodeKind(Kind[DecodeWork]):
         return max(PIXELS, *(model.info.native_size**2 for model in self._pool.models.values()))
 
     def key(self, work: DecodeWork) -> Hashable:
-        return work.network, work.latents.shape
+        return work.network, work.latents.shape, work.tiling
 
     def cost(self, work: DecodeWork) -> float:
         return self._pixels(work)
@@ -84,18 +85,18 @@ class DecodeKind(Kind[DecodeWork]):
         return _bytes(self._pool.vae(work.network), self._pixels(work))
 
     def run(self, works: Sequence[DecodeWork]) -> Sequence[Tensor]:
-        images: Sequence[Tensor] = (
-            self._pool.vae(works[0].network).decode(torch.cat([work.latents for work in works])).split(1)
-        )
+        first, latents = works[0], torch.cat([work.latents for work in works])
+        images: Sequence[Tensor] = self._pool.vae(first.network).decode(latents, tiling=first.tiling).split(1)
         return images
 
     def smallest(self, work: DecodeWork) -> DecodeWork | None:
         if max(work.latents.shape[2:]) <= TILE:
             return None
-        return replace(work, latents=work.latents[..., :TILE, :TILE])
+        return replace(work, latents=work.latents[..., :TILE, :TILE], tiling=False)
 
     def run_in_parts(self, work: DecodeWork) -> Degraded:
-        return Degraded(self._pool.vae(work.network).decode_tiled(work.latents), TILED.format("decode"))
+        images = self._pool.vae(work.network).decode_tiled(work.latents, tiling=work.tiling)
+        return Degraded(images, TILED.format("decode"))
 
     def _pixels(self, work: DecodeWork) -> int:
         return self._pool.vae(work.network).downscale ** 2 * work.latents.shape[2:].numel()

@@ -12,6 +12,7 @@ from webuiapi import WebUIApi
 
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, Source, option
+from sd_core.nested import Hires
 from sd_core.request import Request
 from tests.support.records import plain_record
 from worker.api import found
@@ -22,34 +23,10 @@ from worker.api.job import JOB, Door, Job, Limits, job_record, parse_request
 LIMITS = Limits(2**24, {"tiny": 64, "dream": 512})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hires:
-    scale: float = option(2.0, low=1, high=4)
-    width: int | None = option(None, low=64, high=4096)
-    height: int | None = option(None, low=64, high=4096)
-    upscaler: str = option("lanczos")
-    steps: int | None = option(None, low=1, high=150)
-    strength: float = option(0.7, above=0, high=1)
-    prompt: str | None = option(None)
-    negative_prompt: str | None = option(None)
-    sampler: str | None = option(None)
-    schedule: str | None = option(None)
-
-
 @dataclass(frozen=True)
 class Later(Request):
-    """Fields as they may come to be, some of them with A1111's name as an alias."""
+    """Fields as they may come to be."""
 
-    rng: str = option("cpu", choices=("cpu", "nv"))
-    clip_skip: int = option(1, low=1, high=12)
-    tiling: bool = option(default=False)
-    eta: float | None = option(None, low=0, high=1)
-    s_churn: float | None = option(None, low=0)
-    s_noise: float | None = option(None, low=0)
-    eta_noise_seed_delta: int = option(0, low=0)
-    variation_seed: int | None = option(None, low=-1, aliases=("subseed",))
-    variation_strength: float = option(0.0, low=0, high=1, aliases=("subseed_strength",))
-    strength_steps: str = option("scaled", choices=("scaled", "exact"))
     resize_mode: str = option("stretch", choices=("stretch", "crop", "fill", "latent"))
     mask_blur: int = option(4, low=0, high=64)
     mask_blur_x: int | None = option(None, low=0, high=64)
@@ -58,12 +35,10 @@ class Later(Request):
     inpaint_fill: str = option("original", choices=("fill", "original", "latent_noise", "latent_nothing"))
     inpaint_area: str = option("whole", choices=("whole", "masked"))
     inpaint_padding: int = option(32, low=0, high=512)
-    hires: Hires | None = option(None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaterDoor(Door):
-    output_quality: int = option(95, low=1, high=100)
     vae: Source | None = option(None)
 
 
@@ -132,7 +107,7 @@ def test_webuiapis_second_pass_and_settings(sent: list[dict[str, Any]]) -> None:
         override_settings={"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": "dream.safetensors [0123456789]"},
     )  # fmt: skip
     request: Any = parse_request(sent[0], LIMITS, record=LATER).request
-    assert request.hires == Hires(scale=1.5, upscaler="Latent", steps=7, strength=0.4)
+    assert request.hires == Hires(scale=1.5, upscaler="latent", steps=7, strength=0.4)
     assert (request.clip_skip, request.model) == (2, "dream")
     today = translate(sent[0], PLAIN)
     assert today.payload["model"] == "dream.safetensors [0123456789]"
@@ -218,13 +193,13 @@ def test_an_option_that_the_sampler_lacks_is_dropped(monkeypatch: pytest.MonkeyP
         ({"mask": None, "mask_blur": 8, "inpainting_fill": 2, "inpainting_mask_invert": 0}, {}),
         ({"enable_hr": False, "hr_scale": 2, "hr_upscaler": "Latent"}, {}),
         ({"enable_hr": True}, {"hires": {}}),
-        ({"enable_hr": True, "hr_scale": 2, "hr_resize_x": 0, "hr_resize_y": 0}, {"hires": {"scale": 2}}),
+        ({"enable_hr": True, "hr_scale": 2, "hr_resize_x": 0, "hr_resize_y": 0}, {"hires": {"hr_scale": 2}}),
         ({"enable_hr": True, "hr_scale": 2, "hr_resize_x": 96, "hr_resize_y": 72},
-         {"hires": {"width": 96, "height": 72}}),
+         {"hires": {"hr_resize_x": 96, "hr_resize_y": 72}}),
         ({"enable_hr": True, "hr_prompt": "", "hr_sampler_name": "Use same sampler", "hr_second_pass_steps": 0,
           "hr_scheduler": None, "hr_checkpoint_name": "Use same checkpoint"}, {"hires": {}}),
         ({"enable_hr": True, "hr_prompt": "a dog", "hr_sampler_name": "Euler", "denoising_strength": 0.3},
-         {"hires": {"prompt": "a dog", "sampler": "Euler", "strength": 0.3}}),
+         {"hires": {"hr_prompt": "a dog", "hr_sampler_name": "Euler", "strength": 0.3}}),
         ({"enable_hr": True, "init_images": ["x"], "denoising_strength": 0.3},
          {"hires": {}, "init_images": ["x"], "denoising_strength": 0.3}),
         ({"override_settings": {"randn_source": "GPU"}}, {"rng": "nv"}),
@@ -305,7 +280,7 @@ def test_a_body_may_fill_a_job_and_be_filled() -> None:
 
 def test_every_field_of_the_table_is_one_of_the_contracts_and_no_rule_is_idle() -> None:
     fields = {rule.field.partition(".")[0] for rule in [*RULES.values(), *SETTINGS.values()] if rule.field is not None}
-    known = {field.name for field in LATER} | {"image_scale", "s_tmin", "s_tmax"}
+    known = {field.name for field in LATER} | {"image_scale"}
     assert fields <= known
     for rule in RULES.values():
         assert not rule.beside or rule.beside in RULES

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sd_core.fields import Record, option
+from sd_core.nested import Hires
 from sd_core.request import Request
 from tests.support.records import plain_record
 from worker.api.infotext import infotext
@@ -18,9 +19,8 @@ GPU_NOISE = "parameters: was drawn with the noise of a GPU's generator, which is
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hires:
-    scale: float = option(2.0, low=1, high=4, label="Hires upscale")
-    upscaler: str = option("lanczos", choices=("lanczos", "latent"), label="Hires upscaler")
+class Border:
+    width: int = option(8, low=0, high=64, label="Border width")
     strength: float = option(0.7, above=0, high=1, label="Denoising strength")
 
 
@@ -28,12 +28,8 @@ class Hires:
 class Later(Request):
     """Fields as they may come to be."""
 
-    rng: str = option("cpu", choices=("cpu", "nv"), label="RNG", to_text=lambda request: request.rng.upper())
-    clip_skip: int = option(1, low=1, high=12, label="Clip skip")
-    tiling: bool = option(default=False, label="Tiling")
-    eta: float | None = option(None, low=0, high=1, label="Eta")
-    deepcache: int = option(1, low=1, high=5)
-    hires: Hires | None = option(None)
+    depth: int = option(1, low=1, high=5)
+    border: Border | None = option(None)
 
 
 PLAIN, LATER = plain_record(), job_record(Later)
@@ -134,21 +130,28 @@ def test_a_label_is_read_as_soon_as_a_field_has_it() -> None:
     assert (values["clip_skip"], values["tiling"], values["eta"], warnings) == (2, True, 0.5, ())
 
 
-def test_the_strength_beside_a_second_pass_is_the_second_passs() -> None:
+def test_a_label_that_a_nested_record_shares_is_the_nested_ones_beside_another_of_it() -> None:
     line = "x\nSteps: 3, Seed: 1, Denoising strength: 0.5, RNG: CPU"
     assert read(line, LATER)[0]["strength"] == 0.5
-    values, warnings = read(line + ", Hires upscale: 1.5, Hires upscaler: Latent", LATER)
+    values, warnings = read(line + ", Border width: 9", LATER)
     assert "strength" not in values
-    assert values["hires"] == {"strength": 0.5, "scale": 1.5, "upscaler": "latent"}
+    assert values["border"] == {"strength": 0.5, "width": 9}
     assert warnings == ()
-    values, warnings = read(line + ", Hires upscale: 9, Hires upscaler: Latent", LATER)
-    assert values["hires"] == {"strength": 0.5, "upscaler": "latent"}
-    assert warnings == ("parameters: Hires upscale was ignored: 9.0 is not a number from 1 to 4",)
+    values, warnings = read(line + ", Border width: 90", LATER)
+    assert values["border"] == {"strength": 0.5}
+    assert warnings == ("parameters: Border width was ignored: 90 is not a whole number from 0 to 64",)
+
+
+def test_the_strength_beside_a_second_pass_is_the_second_passs() -> None:
+    text = "x\nSteps: 3, Seed: 1, Denoising strength: 0.5, RNG: CPU, Hires upscale: 1.5, Hires upscaler: Latent"
+    job = parse_request({"parameters": text}, LIMITS)
+    assert job.request.hires == Hires(scale=1.5, upscaler="latent", strength=0.5)
+    assert job.warnings == ()
 
 
 def test_fields_without_a_label_and_nested_records_come_back() -> None:
     job = parse_request(
-        {"prompt": "x", "seed": 5, "deepcache": 3, "hires": {"scale": 1.25}, "rng": "nv", "clip_skip": 2},
+        {"prompt": "x", "seed": 5, "depth": 3, "hires": {"scale": 1.25}, "rng": "nv", "clip_skip": 2},
         LIMITS, record=LATER,
     )  # fmt: skip
     text = infotext(job, 5, MODEL, LATER)

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_core.errors import InvalidRequest
+from sd_core.groups import MAX_SEED
 from sd_core.pipeline.sample import Run
-from sd_core.request import MAX_SEED, Request
+from sd_core.request import Request
 from sd_core.sampling.registry import sampler_names
 from worker.api.job import JOB, Door, Job, Limits, parse_request, uid_of
 

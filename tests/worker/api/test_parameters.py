@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from sd_core.errors import InvalidRequest
-from sd_core.request import MAX_SEED
+from sd_core.groups import MAX_SEED
 from sd_core.sampling.registry import SOLVERS
+from sd_core.sampling.schedule import v1_schedule
 from worker.api.infotext import infotext
 from worker.api.job import Job, Limits, parse_request
 from worker.api.names import a1111_labels
@@ -73,6 +74,10 @@ def test_a_text_sent_back_asks_for_the_same_image(
     sides: tuple[int, int], model: str, strength: float | None,
 ) -> None:  # fmt: skip
     width, height = 8 * sides[0], 8 * sides[1]
+    try:
+        SOLVERS[sampler[0]].grid(sampler[1], v1_schedule(), steps, strength)
+    except InvalidRequest:
+        reject()  # more steps than this sampler or schedule has
     image = {} if strength is None else {"image": "aGk=", "strength": strength}
     job = parse(
         prompt=prompt, negative_prompt=negative, sampler=sampler[0], schedule=sampler[1], seed=seed, steps=steps,

@@ -94,6 +94,9 @@ def test_parameters_hold_every_resolved_value(tmp_path: Path) -> None:
         "num_images": 1, "prompt_syntax": "a1111", "clip_skip": 1, "output_format": "png",
         "eta": None, "s_churn": None, "s_tmin": None, "s_tmax": None, "s_noise": None, "rng": "cpu",
         "eta_noise_seed_delta": 0, "variation_seed": None, "variation_strength": 0.0,
+        "output_quality": 95, "hires": None, "tiling": False,
+        "guidance_rescale": 0.0, "pag_scale": 0.0, "freeu": None, "guidance_start": 0.0, "guidance_end": 1.0,
+        "deepcache": 1, "tome_ratio": 0.0,
     }  # fmt: skip
     again = parse_request(response["parameters"], LIMITS)
     assert (again.sampler_name, again.request.seed, again.request.width) == ("euler", 7, 72)
@@ -105,6 +108,19 @@ def test_each_output_format_is_written(output_format: str, within: int) -> None:
     opened = Image.open(io.BytesIO(encode(smooth, output_format, "text")))
     assert opened.format == output_format.upper()
     assert np.abs(np.asarray(opened.convert("RGB")).astype(int) - smooth).max() <= within
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_quality_is_the_jobs(output_format: str, tmp_path: Path) -> None:
+    """The default is 95; a lower quality makes a smaller file that is further from the image."""
+    files = {
+        quality: Path(respond(parse(seed=7, output_format=output_format, **fields), tmp_path)["outputs"][0])
+        for quality, fields in {30: {"output_quality": 30}, 95: {}, 100: {"output_quality": 100}}.items()
+    }
+    sizes = [files[quality].stat().st_size for quality in (30, 95, 100)]
+    assert sizes == sorted(set(sizes))
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    assert encode(noise, output_format, "", 95) == encode(noise, output_format, "")
 
 
 def test_a_png_carries_its_parameters_as_the_web_ui_writes_them(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""The rows of a forward of a UNet: works one after another, their contexts one after another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sd_core.work import Context, UNetWork
+
+
+@dataclass(frozen=True)
+class Row:
+    """Row `index` of the work at `position` of a batch."""
+
+    position: int
+    work: UNetWork
+    index: int
+
+    @property
+    def context(self) -> Context:
+        return self.work.contexts[self.index]
+
+    @property
+    def tokens(self) -> int:
+        return self.context.states.shape[1]
+
+    @property
+    def input(self) -> tuple[int, int]:
+        """Which input it continues: rows of one input have equal values."""
+        return self.position, self.work.image_of_row[self.index]
+
+    @property
+    def latents(self) -> Tensor:  # (1, C, h, w)
+        image = self.work.image_of_row[self.index]
+        return self.work.latents[image : image + 1]
+
+    @property
+    def deep(self) -> Tensor | None:  # (1, C, h, w)
+        return None if self.work.deep is None else self.work.deep[self.index : self.index + 1]
+
+    @property
+    def is_perturbed(self) -> bool:
+        return self.index in self.work.perturbed
+
+    def alone(self) -> UNetWork:
+        """The same row as a work of its own."""
+        work = self.work
+        return UNetWork(
+            work.network,
+            self.latents,
+            work.timestep,
+            (self.context,),
+            (0,),
+            work.extras,
+            (0,) if self.is_perturbed else (),
+            work.keeps_deep,
+            self.deep,
+        )
+
+
+def rows_of(works: Sequence[UNetWork]) -> list[Row]:
+    return [Row(position, work, index) for position, work in enumerate(works) for index in range(len(work.contexts))]

@@ -1,0 +1,162 @@
+"""Groups of a request's fields, each a base of `sd_core.request.Request`; a field is one line here or there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sd_core.checks import plain
+from sd_core.fields import ToText, option
+from sd_core.nested import FreeU, Hires
+
+MAX_SEED = 2**63 - 1
+
+
+def _if_set(name: str, default: object) -> ToText:
+    """The text of a field that an infotext leaves out at its default."""
+
+    def to_text(request: Any) -> str | None:
+        value = getattr(request, name)
+        return None if value == default else plain(value) if isinstance(value, float) else str(value)
+
+    return to_text
+
+
+def _rng_to_text(request: Any) -> str:
+    return str(request.rng.upper())
+
+
+def _rng_from_text(text: str) -> Mapping[str, str]:
+    return {"rng": text.lower()}
+
+
+def _delta_to_text(request: Any) -> str | None:
+    return str(request.eta_noise_seed_delta) if request.eta_noise_seed_delta else None
+
+
+def _variation_seed_to_text(request: Any) -> str | None:
+    return str(request.variation_seed) if request.variation_strength > 0 else None
+
+
+def _variation_to_text(request: Any) -> str | None:
+    return plain(request.variation_strength) if request.variation_strength > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refining:
+    """What is done beside plain sampling."""
+
+    strength_steps: str = option(
+        "scaled",
+        choices=("scaled", "exact"),
+        acts_with=("image",),
+        meaning="scaled: int(steps x strength) steps; exact: `steps` steps whatever the strength",
+    )
+    hires: Hires | None = option(None, meaning="a second pass at a larger size")
+    tiling: bool = option(
+        default=False, label="Tiling", to_text=_if_set("tiling", default=False), meaning="seamless in both directions"
+    )
+    guidance_rescale: float = option(
+        0.0,
+        low=0,
+        high=1,
+        label="Guidance rescale",
+        to_text=_if_set("guidance_rescale", 0),
+        meaning="the part by which guidance keeps the prediction's deviation",
+    )
+    pag_scale: float = option(
+        0.0,
+        low=0,
+        high=20,
+        label="PAG scale",
+        to_text=_if_set("pag_scale", 0),
+        meaning="perturbed attention guidance in the middle block; 0: none, else one row more",
+    )
+    freeu: FreeU | None = option(None, meaning="reweighs the coarsest levels; `{}`: its authors' factors for v1.5")
+    guidance_start: float = option(
+        0.0,
+        low=0,
+        high=1,
+        label="Guidance start",
+        to_text=_if_set("guidance_start", 0),
+        meaning="the part of the steps before guidance begins; until then an image takes one row",
+    )
+    guidance_end: float = option(
+        1.0,
+        low=0,
+        high=1,
+        label="Guidance end",
+        to_text=_if_set("guidance_end", 1),
+        meaning="the part of the steps after which guidance ends",
+    )
+    deepcache: int = option(
+        1,
+        low=1,
+        high=5,
+        label="DeepCache interval",
+        to_text=_if_set("deepcache", 1),
+        meaning="every so many steps the whole UNet runs, between them its outermost block alone; changes the image",
+    )
+    tome_ratio: float = option(
+        0.0,
+        low=0,
+        high=0.75,
+        label="Token merging ratio",
+        to_text=_if_set("tome_ratio", 0),
+        meaning="the part of the tokens that is merged before self-attention; changes the image",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Noise, and the options of those samplers that have them."""
+
+    eta: float | None = option(
+        None, filled="the sampler's own", low=0, high=1, label="Eta", meaning="share of fresh noise; see below"
+    )
+    s_churn: float | None = option(
+        None, filled="0", low=0, high=1_000, label="Sigma churn", meaning="noise added before each step; see below"
+    )
+    s_tmin: float | None = option(
+        None, filled="0", low=0, high=1_000_000, label="Sigma tmin", meaning="lowest sigma with churn"
+    )
+    s_tmax: float | None = option(
+        None, filled="no limit", low=0, high=1_000_000, label="Sigma tmax", meaning="highest sigma with churn"
+    )
+    s_noise: float | None = option(
+        None, filled="1", low=0, high=10, label="Sigma noise", meaning="factor of the noise that a sampler adds"
+    )
+    rng: str = option(
+        "cpu",
+        choices=("cpu", "nv"),
+        label="RNG",
+        to_text=_rng_to_text,
+        from_text=_rng_from_text,
+        meaning="`nv`: the numbers that an NVIDIA GPU draws, on any device",
+    )
+    eta_noise_seed_delta: int = option(
+        0,
+        low=0,
+        high=MAX_SEED,
+        label="ENSD",
+        to_text=_delta_to_text,
+        meaning="added to the seed for what the sampler draws",
+    )
+    variation_seed: int | None = option(
+        None,
+        filled="random below 2^32",
+        low=-1,
+        high=MAX_SEED,
+        aliases=("subseed",),
+        label="Variation seed",
+        to_text=_variation_seed_to_text,
+        meaning="-1 or null: random; image i has variation seed + i",
+    )
+    variation_strength: float = option(
+        0.0,
+        low=0,
+        high=1,
+        aliases=("subseed_strength",),
+        label="Variation seed strength",
+        to_text=_variation_to_text,
+        meaning="how far the initial noise is from the seed's to the variation seed's",
+    )

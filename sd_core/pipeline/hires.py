@@ -1,0 +1,83 @@
+"""From the latents of a first pass to those that a second pass, at a larger size, begins with."""
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sd_core.pipeline.conditioning import Prompts
+from sd_core.pipeline.images import PendingImage, Source
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.sizes import Enlargement, enlarged, resized
+from sd_core.pipeline.upscale import Load, upscaled
+from sd_core.request import Request
+from sd_core.sampling.noise import NoiseSource
+from sd_core.work import DecodeWork, EncodeWork, HostTask
+
+LATENT_MODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
+    {
+        "latent": ("bilinear", False),
+        "latent_antialiased": ("bilinear", True),
+        "latent_bicubic": ("bicubic", False),
+        "latent_bicubic_antialiased": ("bicubic", True),
+        "latent_nearest": ("nearest", False),
+        "latent_nearest_exact": ("nearest-exact", False),
+    }
+)
+"""How torch interpolates latents, and whether it filters them, for the upscalers that need no pixels (A1111)."""
+
+FILTERS: Mapping[str, Image.Resampling] = MappingProxyType({"nearest": Image.Resampling.NEAREST})
+"""What pixels are resized with; all others by Lanczos, after an upscaler too."""
+
+
+@dataclass(frozen=True)
+class Second:
+    """What the second pass of one image is given: its prompts, noise of its own size, and its upscaler."""
+
+    prompts: Prompts
+    noise: NoiseSource
+    load_upscaler: Load | None = None
+
+
+def second_start(
+    request: Request, model: StableDiffusion, latents: Tensor, second: Second
+) -> Generator[Any, Any, Tensor]:
+    """The clean latents (1, 4, h', w') that the second pass adds noise to, from those of the first (1, 4, h, w).
+
+    Latents are interpolated; or decoded, enlarged as pixels and encoded again, which draws the posterior's sample.
+    """
+    assert request.hires is not None
+    size = enlarged(request.width, request.height, request.hires)
+    mode = LATENT_MODES.get(request.hires.upscaler)
+    if mode is not None:
+        return _interpolated(latents, size, model.networks.vae.downscale, *mode)
+    pixels = yield DecodeWork(model.vae_key, latents, request.tiling)
+    image = yield HostTask(PendingImage(pixels).wait)
+    if second.load_upscaler is not None:
+        network = yield HostTask(second.load_upscaler)
+        image = yield from upscaled(image, network, model.device)
+    enlarge = partial(_enlarged, image, size, FILTERS.get(request.hires.upscaler, Image.Resampling.LANCZOS))
+    source = Source.of((yield HostTask(enlarge)), model.device)
+    mean, logvar = yield EncodeWork(model.vae_key, source.key, source.pixels, request.tiling)
+    return model.networks.vae.sample(mean, logvar, second.noise.posterior())
+
+
+def _interpolated(latents: Tensor, size: Enlargement, downscale: int, mode: str, antialias: bool) -> Tensor:
+    width, height = (side // downscale for side in size.covering)
+    larger = F.interpolate(latents, (height, width), mode=mode, antialias=antialias)
+    left, top = (side // downscale for side in size.corner)
+    columns, rows = (side // downscale for side in size.size)
+    return larger[..., top : top + rows, left : left + columns].contiguous()
+
+
+def _enlarged(image: np.ndarray, size: Enlargement, resampling: Image.Resampling) -> np.ndarray:
+    """uint8 (H, W, 3) -> uint8 (H', W', 3)."""
+    larger = resized(Image.fromarray(image), size.covering, resampling)
+    (left, top), (width, height) = size.corner, size.size
+    return larger[top : top + height, left : left + width]
