@@ -11,6 +11,10 @@ MAX_SEED = 2**63 - 1
 MIN_SIDE, MAX_SIDE = 64, 2048
 MAX_PROMPT = 8_000
 
+MASKED = ("mask", "outpaint")
+FILLS = ("fill", "original", "latent_noise", "latent_nothing")
+AREA_LABELS = (("Whole picture", "whole"), ("Only masked", "masked"))
+
 
 def _size_to_text(request: "Request") -> str:
     return f"{request.width}x{request.height}"
@@ -25,13 +29,25 @@ def _scale_to_text(request: "Request") -> str:
     return f"{request.guidance_scale:g}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outpaint:
+    """A border in pixels by which an image grows."""
+
+    left: int = option(0, low=0, high=MAX_SIDE, multiple_of=8)
+    right: int = option(0, low=0, high=MAX_SIDE, multiple_of=8)
+    top: int = option(0, low=0, high=MAX_SIDE, multiple_of=8)
+    bottom: int = option(0, low=0, high=MAX_SIDE, multiple_of=8)
+
+
 @dataclass(frozen=True)
 class Request:
     """One job, validated and with every default filled in.
 
     The fields are a job's, in the order of A1111's infotext; this is the one place where a field of the core is
     described. `width` and `height` are pixels, multiples of 8. `image` is uint8 (height, width, 3) already at that
-    size. Image i is generated from `seed + i`, wrapping at 2**63. `model` None means the engine's first model.
+    size, except that it has its own where latents are resized (multiples of 8) or a part of it is drawn; `mask` is
+    uint8 of the image's height and width. Image i is generated from `seed + i`, wrapping at 2**63. `model` None means
+    the engine's first model.
     """
 
     prompt: str = option(max_length=MAX_PROMPT, private=True, meaning="may be empty")
@@ -105,6 +121,99 @@ class Request:
         acts_with=("image",),
         meaning="acts only with an image",
     )
+
+    # Inpainting, and how an image comes to its size.
+    resize_mode: str = option(
+        "stretch",
+        choices=("stretch", "crop", "fill", "latent"),
+        spellings=tuple(enumerate(("stretch", "crop", "fill", "latent"))),
+        label="Resize mode",
+        to_text=lambda request: None if request.resize_mode == "stretch" else request.resize_mode,
+        acts_with=("image",),
+        meaning="how an image comes to `width` and `height`; AUTOMATIC1111's 0..3 are accepted",
+    )
+    mask: np.ndarray | None = option(
+        None,
+        aliases=("mask_image", "mask_url"),
+        private=True,
+        shown=False,
+        meaning="white is repainted, black is kept; needs an image; transparent pixels are black",
+    )
+    mask_blur: int = option(
+        4,
+        low=0,
+        high=64,
+        label="Mask blur",
+        acts_with=MASKED,
+        meaning="pixels; softens the mask for drawing, so that seams are smooth",
+    )
+    mask_blur_x: int | None = option(None, filled="`mask_blur`", low=0, high=64, acts_with=MASKED)
+    mask_blur_y: int | None = option(None, filled="`mask_blur`", low=0, high=64, acts_with=MASKED)
+    mask_invert: bool = option(
+        default=False,
+        aliases=("inpainting_mask_invert",),
+        spellings=((0, False), (1, True)),
+        label="Mask mode",
+        to_text=lambda request: "Inpaint not masked" if request.mask_invert else None,
+        from_text=lambda text: {"mask_invert": text == "Inpaint not masked"},
+        acts_with=("mask",),
+        meaning="true: black is repainted, white is kept",
+    )
+    inpaint_fill: str = option(
+        "original",
+        choices=FILLS,
+        spellings=(*enumerate(FILLS), *((fill.replace("_", " "), fill) for fill in FILLS[2:])),
+        aliases=("inpainting_fill", "masked_content"),
+        label="Masked content",
+        to_text=lambda request: None if request.inpaint_fill == "original" else request.inpaint_fill.replace("_", " "),
+        from_text=lambda text: {"inpaint_fill": text.replace(" ", "_")},
+        acts_with=MASKED,
+        meaning="what the masked part starts from; AUTOMATIC1111's 0..3 are accepted",
+    )
+    inpaint_area: str = option(
+        "whole",
+        choices=("whole", "masked"),
+        spellings=((False, "whole"), (True, "masked"), (0, "whole"), (1, "masked"), *AREA_LABELS),
+        aliases=("inpaint_full_res", "only_masked"),
+        label="Inpaint area",
+        to_text=lambda request: "Only masked" if request.inpaint_area == "masked" else None,
+        from_text=lambda text: {"inpaint_area": dict(AREA_LABELS).get(text, text)},
+        acts_with=MASKED,
+        meaning="masked: the masked part is drawn at `width` x `height` and put back into the image as it was sent",
+    )
+    inpaint_padding: int = option(
+        32,
+        low=0,
+        high=512,
+        aliases=("inpaint_full_res_padding", "padding_mask_crop"),
+        label="Masked area padding",
+        to_text=lambda request: str(request.inpaint_padding) if request.inpaint_area == "masked" else None,
+        acts_with=MASKED,
+        meaning="pixels around the masked part that are drawn with it; `padding_mask_crop` also asks for that area",
+    )
+    outpaint: Outpaint | None = option(
+        None,
+        acts_with=("image",),
+        meaning="pixels by which the image grows beyond `width` and `height`; the new border is repainted",
+    )
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a part of the image is repainted and the rest is kept."""
+        return self.image is not None and (self.mask is not None or self.outpaint is not None)
+
+    @property
+    def mask_blurs(self) -> tuple[int, int]:
+        """The mask's blur in x and in y, pixels."""
+        x, y = self.mask_blur_x, self.mask_blur_y
+        return self.mask_blur if x is None else x, self.mask_blur if y is None else y
+
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """Width and height in pixels at which it is drawn: the border that an image grows by comes on top."""
+        grows = self.is_masked and self.inpaint_area == "whole"
+        border = self.outpaint if grows and self.outpaint is not None else Outpaint()
+        return self.width + border.left + border.right, self.height + border.top + border.bottom
 
     @property
     def guidance_scale(self) -> float:

@@ -2,12 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from sd_core.errors import OutOfMemory, SDError
+from PIL import Image
+
+from sd_core.errors import InvalidImage, OutOfMemory, SDError
 from sd_core.pipeline.complete import with_image
 from sd_core.request import Observe, Request, Result
 from worker.api.job import Job, Limits, parse_request, uid_of
@@ -15,6 +19,7 @@ from worker.api.response import Response, failure, new_encoders, success
 from worker.identity import ModelIdentity
 from worker.io.data_uri import decode_base64
 from worker.io.fetch import fetch, is_url
+from worker.io.frames import BLACK, WHITE
 from worker.io.pictures import decode_picture
 from worker.log import job_line, log
 from worker.progress import Send, reporting
@@ -114,16 +119,45 @@ def _with_warnings(job: Job, *warnings: str) -> Job:
 
 
 async def _with_its_image(job: Job, service: Service) -> Job:
-    """The job with its image, if it has one, fetched, decoded and resized, and with warnings about it."""
+    """The job with its image and mask, if it has any, fetched, decoded and resized, and with warnings about them."""
     if job.source is None:
         return job
-    source = job.source.strip()
-    private = service.settings.allow_private_urls
-    data = await fetch(source, allow_private=private) if is_url(source) else source
-    return await asyncio.to_thread(_decoded, job, data, service.limits)
+    image = await _data_of(job.source, service)
+    mask = None
+    if job.mask_source is not None:
+        with _about("mask"):
+            mask = await _data_of(job.mask_source, service)
+    return await asyncio.to_thread(_decoded, job, image, mask, service.limits)
 
 
-def _decoded(job: Job, data: bytes | str, limits: Limits) -> Job:
-    picture = decode_picture(decode_base64(data) if isinstance(data, str) else data)
-    request = with_image(job.request, picture.image, job.width, job.height, limits.max_pixels)
-    return _with_warnings(replace(job, request=request), *picture.warnings)
+async def _data_of(source: str, service: Service) -> bytes | str:
+    """The file behind a URL; any other source as it is."""
+    source = source.strip()
+    return await fetch(source, allow_private=service.settings.allow_private_urls) if is_url(source) else source
+
+
+def _decoded(job: Job, data: bytes | str, mask_data: bytes | str | None, limits: Limits) -> Job:
+    image, warnings = _decode(data, WHITE, "image")
+    mask, mask_warnings = (None, ()) if mask_data is None else _decode(mask_data, BLACK, "mask")
+    request, about = with_image(job.request, image, mask, job.width, job.height, limits.max_pixels)
+    return _with_warnings(replace(job, request=request), *warnings, *mask_warnings, *about)
+
+
+def _decode(data: bytes | str, ground: int, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """The image of a field of this name, transparency laid on `ground`, and warnings about it."""
+    with _about(name):
+        picture = decode_picture(decode_base64(data) if isinstance(data, str) else data, ground)
+    return picture.image, tuple(_renamed(warning, name) for warning in picture.warnings)
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Errors about an image are about the field of this name."""
+    try:
+        yield
+    except InvalidImage as error:
+        raise InvalidImage(_renamed(str(error), name)) from error
+
+
+def _renamed(text: str, name: str) -> str:
+    return re.sub(r"^image\b", name, text)

@@ -1,26 +1,17 @@
 """One image, from its prompts to its pixels, as a coroutine."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass
-
-from torch import Tensor
+from collections.abc import Callable
 
 from sd_core.pipeline.conditioning import Constant
 from sd_core.pipeline.images import PendingImage
+from sd_core.pipeline.inpaint import Masked
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.sample import Run, sample
+from sd_core.pipeline.start import Source, begin
 from sd_core.pipeline.watch import OnStep
 from sd_core.request import Request
 from sd_core.sampling.noise import NoiseSource
-from sd_core.work import DecodeWork, EncodeWork, HostTask, Picture, TextWork
-
-
-@dataclass(frozen=True)
-class Source:
-    """The image that image-to-image starts from: pixels (1, 3, H, W) in [-1, 1]; equal keys mean equal pixels."""
-
-    key: Hashable
-    pixels: Tensor
+from sd_core.work import DecodeWork, HostTask, Picture, TextWork
 
 
 def picture(
@@ -33,14 +24,27 @@ def picture(
 ) -> Picture:
     """Text-to-image, or image-to-image from `source`; `prompts` are the ids of the prompt and the negative prompt.
 
-    Draws from `noise` in this order: the VAE posterior's sample (image-to-image only), the initial noise, then the
-    sampler's own draws.
+    Draws from `noise` in this order: what `pipeline.start` draws (the VAE posterior's sample, the initial noise, the
+    kept part's sample), then the sampler's own draws.
     """
     conditioning = Constant(*(yield TextWork(model.text_key, prompts)))
-    latents = None
-    if source is not None:
-        mean, logvar = yield EncodeWork(model.vae_key, source.key, source.pixels)
-        latents = model.networks.vae.sample(mean, logvar, noise.draw())
-    latents = yield from sample(Run.of(request), model, conditioning, latents, noise, on_step)
+    start = yield from begin(model, noise, source)
+    sampling = sample(
+        Run.of(request), model, conditioning, start.latents, noise, on_step, start.wrap, initial=start.noise
+    )
+    latents = yield from start.shown(sampling)
     pixels = yield DecodeWork(model.vae_key, latents)
     return HostTask(PendingImage(pixels).wait)
+
+
+def masked_picture(prepare: Callable[[], Masked], drawn: Callable[[Source], Picture]) -> Picture:
+    """Repaint the masked part of an image. `prepare` runs on the host, `drawn` is the picture of a source.
+
+    The kept part comes back exactly; if the mask is black, that is the whole image, and nothing is drawn.
+    """
+    masked: Masked = yield HostTask(prepare)
+    canvas = masked.canvas
+    if masked.source is None:
+        return HostTask(canvas.sent.copy)
+    last = yield from drawn(masked.source)
+    return HostTask(lambda: canvas.put_back(last.run()))

@@ -1,14 +1,17 @@
 """A request -> one coroutine for each of its images."""
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from sd_core.pipeline.images import to_pixels
+from sd_core.pipeline.inpaint import digest, masked
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.pipeline.picture import Source, picture
+from sd_core.pipeline.once import Once
+from sd_core.pipeline.picture import masked_picture, picture
+from sd_core.pipeline.start import Source
 from sd_core.pipeline.watch import OnStep
 from sd_core.request import Request
 from sd_core.sampling.noise import CPUNoise
@@ -29,23 +32,14 @@ def prepare(request: Request, model: StableDiffusion, on_step: Callable[[int], O
     length = model.networks.text_encoder.config.max_length
     positive, warnings = tokenize(model.tokenizer, request.prompt, length, "prompt")
     negative, negative_warnings = tokenize(model.tokenizer, request.negative_prompt, length, "negative_prompt")
-    vae = model.networks.vae
-    shape = (1, vae.config.z_channels, request.height // vae.downscale, request.width // vae.downscale)
-    source = None
-    if request.image is not None:
-        source = Source(_digest(request.image), to_pixels(request.image, model.device))
-    pictures = [
-        picture(
-            request,
-            model,
-            (positive, negative),
-            CPUNoise(seed, shape, model.device),
-            source,
-            on_step and on_step(index),
-        )
-        for index, seed in enumerate(request.seeds)
+    vae, (width, height) = model.networks.vae, request.drawn_size
+    shape = (1, vae.config.z_channels, height // vae.downscale, width // vae.downscale)
+    noises = [CPUNoise(seed, shape, model.device) for seed in request.seeds]
+    draws = [
+        partial(picture, request, model, (positive, negative), noise, on_step=on_step and on_step(index))
+        for index, noise in enumerate(noises)
     ]
-    return Prepared(pictures, warnings + negative_warnings)
+    return Prepared(_pictures(request, model, draws), warnings + negative_warnings)
 
 
 def read_prompt(prompt: str, model: StableDiffusion) -> Prepared:
@@ -59,6 +53,14 @@ def read_prompt(prompt: str, model: StableDiffusion) -> Prepared:
     return Prepared([reading()], warnings)
 
 
-def _digest(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-    """Equal for equal images uint8 (H, W, 3)."""
-    return image.shape, hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+def _pictures(
+    request: Request, model: StableDiffusion, draws: Sequence[Callable[[Source | None], Picture]]
+) -> list[Picture]:
+    """The pictures of a request; `draws` make them from the source that all of them start from."""
+    if request.image is None:
+        return [draw(None) for draw in draws]
+    if not request.is_masked:
+        source = Source(digest(request.image), to_pixels(request.image, model.device))
+        return [draw(source) for draw in draws]
+    prepared = Once(partial(masked, request, model.device, shows_kept=model.takes_mask))
+    return [masked_picture(prepared, draw) for draw in draws]

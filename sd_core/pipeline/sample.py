@@ -20,6 +20,10 @@ Wrap = Callable[[Sampling], Sampling]
 """Changes what a sampler asks or is answered."""
 
 
+def unchanged(sampling: Sampling) -> Sampling:
+    return sampling
+
+
 @dataclass(frozen=True)
 class Run:
     """A sampler, its schedule and its steps. `strength` None starts from pure noise; else from an image's latents."""
@@ -53,15 +57,17 @@ def sample(
     latents: Tensor | None,
     noise: NoiseSource,
     on_step: OnStep | None = None,
-    wrap: Wrap = lambda sampling: sampling,
+    wrap: Wrap = unchanged,
+    initial: Tensor | None = None,
 ) -> Generator[Any, Any, Tensor]:
     """Run the sampler from `latents` (1, 4, h, w), clean ones to add noise to; None: from pure noise.
 
-    Draws the initial noise first, then what the sampler draws. Yields `UNetWork` and returns latents.
+    Draws the initial noise first, unless it is given as `initial`, then what the sampler draws. Yields `UNetWork` and
+    returns latents.
     """
     solver = SOLVERS[run.sampler]
     sigmas = run.grid(model)
-    x = solver.noised(latents, noise.draw(), sigmas[0])
+    x = solver.noised(latents, noise.draw() if initial is None else initial, sigmas[0])
     sampling = wrap(solver.run(x, sigmas, noise, solver.options))
     if on_step is not None:
         sampling = watched(sampling, on_step)

@@ -40,7 +40,10 @@ def test_a_sampler_and_its_schedule_are_resolved_to_their_own_names() -> None:
 
 
 def test_an_image_brings_its_size_within_the_pixels_of_all_images() -> None:
-    request = with_image(completed(num_images=2), Image.new("RGB", (256, 128)), None, None, 2 * 128 * 64)
+    request, warnings = with_image(
+        completed(num_images=2), Image.new("RGB", (256, 128)), None, None, None, 2 * 128 * 64
+    )
+    assert not warnings
     assert (request.width, request.height) == (128, 64)
     assert request.image is not None
     assert (request.image.shape, request.image.dtype) == ((64, 128, 3), np.uint8)

@@ -62,9 +62,9 @@ def test_every_size_is_within_the_limits(own_width: int, own_height: int, most: 
 
 
 def test_an_image_becomes_a_writable_array_of_that_size() -> None:
-    pixels = resized(halves(), (128, 72))
+    pixels = resized(np.array(halves()), (128, 72))
     assert (pixels.shape, pixels.dtype) == ((72, 128, 3), np.uint8)
     assert tuple(pixels[36, 10]) == RED
     assert tuple(pixels[36, 118]) == BLUE
     assert pixels.flags.writeable
-    assert np.array_equal(resized(halves(), (64, 32)), np.asarray(halves()))
+    assert np.array_equal(resized(np.array(halves()), (64, 32)), np.asarray(halves()))

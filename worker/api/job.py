@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from sd_core.checks import Checked, Unfit, check, check_value, require, shorten
+from sd_core.checks import Unfit, check, check_value, require, shorten
 from sd_core.errors import InvalidRequest
-from sd_core.fields import Record, Source, make, option
-from sd_core.pipeline.complete import complete, find_model, without_effect
+from sd_core.fields import Record, make, option
+from sd_core.pipeline.complete import complete, find_model, implied, unusable, without_effect
 from sd_core.request import MIN_SIDE, Request
 from sd_core.sampling.registry import a1111_label, is_sampler, is_schedule, joined_name
 
@@ -34,13 +34,6 @@ class Door:
     )
     output_format: str = option("png", choices=("png", "jpeg", "webp"))
     preview: bool = option(default=False, shown=False, meaning="true: progress comes with a small picture")
-    mask: Source | None = option(
-        None,
-        aliases=("mask_image", "mask_url"),
-        private=True,
-        shown=False,
-        meaning="refused: inpainting is not available yet",
-    )
 
 
 def _sampler_to_text(request: Request) -> str:
@@ -71,13 +64,14 @@ class Limits:
 class Job:
     """One valid job.
 
-    `source` is where its image comes from. Until that is loaded, `request` has no image, and the model's size unless
-    the job asks for one; `width` and `height` are what the job asks for.
+    `source` is where its image comes from, `mask_source` its mask. Until they are loaded, `request` has none, and the
+    model's size unless the job asks for one; `width` and `height` are what the job asks for.
     """
 
     request: Request
     door: Door
     source: str | None
+    mask_source: str | None
     width: int | None
     height: int | None
     warnings: tuple[str, ...]
@@ -116,7 +110,7 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     if not isinstance(payload, dict):
         raise InvalidRequest(f"input: {shorten(payload)} is not an object of fields")
     checked = check(record, payload, meant=_meant(payload, record))
-    values, problems = checked.values, list(checked.problems)
+    values, problems = implied(checked), checked.problems + unusable(checked)
     first_model = next(iter(limits.native_sizes))
     model = _attempt(problems, lambda: find_model(values["model"], limits.native_sizes)) or first_model
     native_size = limits.native_sizes[model]
@@ -126,13 +120,12 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
         # A prompt that is missing is among the problems; the sampler is looked up all the same.
         lambda: complete(request_type, {"prompt": "", **values}, model, native_size),
     )
-    _attempt(problems, lambda: _refuse_mask(checked))
     _attempt(problems, lambda: _check_pixels(values, native_size, limits.max_pixels))
     require(problems)
     assert request is not None  # else there was a problem
     door = make(door_type, {**values, "uid": values["uid"] or uid or new_uid()})
     warnings = tuple(without_effect(record, checked))
-    return Job(request, door, values["image"], values["width"], values["height"], warnings)
+    return Job(request, door, values["image"], values["mask"], values["width"], values["height"], warnings)
 
 
 def _meant(payload: Mapping[Any, Any], record: Record) -> dict[str, str]:
@@ -158,15 +151,11 @@ def _attempt(problems: list[str], attempt: Callable[[], T]) -> T | None:
         return None
 
 
-def _refuse_mask(checked: Checked) -> None:
-    if checked.values["mask"] is not None:
-        raise InvalidRequest(f"{checked.written['mask']}: inpainting is not available yet, so a mask cannot be used")
-
-
 def _check_pixels(values: Mapping[str, Any], native_size: int, max_pixels: int) -> None:
     count, width, height = values["num_images"], values["width"], values["height"]
     limit = f"over this worker's limit of {max_pixels:,} (SD_MAX_PIXELS)"
-    if values["image"] is not None and (width is None or height is None):
+    draws_part = values["inpaint_area"] == "masked" and (values["mask"] is not None or values["outpaint"] is not None)
+    if values["image"] is not None and not draws_part and (width is None or height is None):
         # The missing sides will be chosen to fit, if anything fits.
         min_pixels = (width or MIN_SIDE) * (height or MIN_SIDE) * count
         if min_pixels > max_pixels:
