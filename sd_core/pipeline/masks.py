@@ -1,7 +1,5 @@
 """Masks of an image, uint8 (H, W): 255 is repainted, 0 is kept. The formulas are AUTOMATIC1111's."""
 
-import math
-
 import numpy as np
 from PIL import Image, ImageFilter
 
@@ -11,6 +9,7 @@ Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; the last two lie outside."""
 
 SHADES = 255
+TAPS_SUM = 256
 
 # Radius in pixels and repetitions of the blurs that spread the kept part into the masked one, the coarsest first.
 SPREADS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
@@ -25,8 +24,10 @@ def grown(image: np.ndarray, mask: np.ndarray, by: Outpaint) -> tuple[np.ndarray
 
 
 def blurred(mask: np.ndarray, sigma_x: int, sigma_y: int) -> np.ndarray:
-    """A Gaussian blur, horizontally and then vertically, as OpenCV's `GaussianBlur` with 2 * int(2.5 sigma + 0.5) + 1
-    taps: beyond its border the mask is mirrored about its outermost pixels, and each pass is rounded to 8 bits."""
+    """A Gaussian blur, horizontally and then vertically, equal to OpenCV's `GaussianBlur` of 8-bit images bit for bit.
+
+    Beyond its border the mask is mirrored about its outermost pixels; each pass is rounded to 8 bits.
+    """
     return _blurred_down(_blurred_down(mask.T, sigma_x).T, sigma_y)
 
 
@@ -34,20 +35,29 @@ def _blurred_down(mask: np.ndarray, sigma: int) -> np.ndarray:
     """Blur each column."""
     if not sigma or not mask.any():
         return mask
-    reach = int(2.5 * sigma + 0.5)
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    weights = (weights / weights.sum()).astype(np.float32)
-    height, width = mask.shape
+    taps = _taps(sigma)
+    reach, (height, width) = len(taps) // 2, mask.shape
     result = np.empty(mask.shape, np.uint8)
     columns = max(1, BLOCK_PIXELS // height)
     for first in range(0, width, columns):
-        part = np.ascontiguousarray(mask[:, first : first + columns], dtype=np.float32)
+        part = np.ascontiguousarray(mask[:, first : first + columns], dtype=np.uint16)
         padded = np.pad(part, ((reach, reach), (0, 0)), mode="reflect" if height > 1 else "edge")
-        total = np.zeros_like(part)
-        for row, weight in enumerate(weights):
-            total += weight * padded[row : row + height]
-        result[:, first : first + columns] = np.rint(total)
+        total = np.full(part.shape, TAPS_SUM // 2, np.uint16)
+        for row, tap in enumerate(taps):
+            total += np.uint16(tap) * padded[row : row + height]
+        result[:, first : first + columns] = total // TAPS_SUM
     return result
+
+
+def _taps(sigma: int) -> list[int]:
+    """The weights of the blur in 256ths: what rounding takes from one is added to the next, the middle has the rest."""
+    reach = int(2.5 * sigma + 0.5)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    rest, half = 0.0, []
+    for weight in weights[:reach] / weights.sum() * TAPS_SUM:
+        half.append(round(weight + rest))
+        rest += float(weight) - half[-1]
+    return [*half, TAPS_SUM - 2 * sum(half), *reversed(half)]
 
 
 def mixed(kept: np.ndarray, drawn: np.ndarray, opaque: np.ndarray) -> np.ndarray:
@@ -76,7 +86,8 @@ def masked_box(mask: np.ndarray, padding: int, ratio: float) -> Box | None:
 
 def _widened(low: int, high: int, length: int, limit: int) -> tuple[int, int]:
     """The interval widened to `length` on both sides alike, moved into 0..limit, and cut there if it is too long."""
-    low -= math.floor((length - (high - low)) / 2)
+    length = max(length, high - low)  # the ratio's rounding must cut nothing off
+    low -= (length - (high - low)) // 2
     low = max(0, min(low, limit - length))
     return low, min(low + length, limit)
 

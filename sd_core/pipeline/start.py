@@ -77,7 +77,7 @@ def begin(
             mask = F.interpolate(source.mask, initial.shape[2:], mode="bilinear")
             latents = _filled(latents, mask, initial, source.fill)
     if model.takes_mask:
-        return Start(latents, initial, channels=(yield from _channels(model, noise, source, initial)))
+        return Start(latents, initial, channels=(yield from channels_of(model, noise, source, initial)))
     if source is not None and source.mask is not None:
         assert latents is not None
         return Start(latents, initial, bound_to(latents, initial, mask))
@@ -115,7 +115,7 @@ def _filled(latents: Tensor, mask: Tensor, noise: Tensor, fill: str) -> Tensor:
     return latents * (1 - mask) if fill == "latent_nothing" else latents
 
 
-def _channels(model: StableDiffusion, noise: NoiseSource, source: Source | None, initial: Tensor) -> Encoding:
+def channels_of(model: StableDiffusion, noise: NoiseSource, source: Source | None, initial: Tensor) -> Encoding:
     """The mask and the latents of what is kept (Rombach et al. 2022, section 4.5; diffusers' inpainting pipeline).
 
     A mask of half and more counts as 1 there. Without one, all is repainted and what is kept is gray.
