@@ -29,6 +29,16 @@ def _scale_to_text(request: "Request") -> str:
     return f"{request.guidance_scale:g}"
 
 
+def _outpaint_to_text(request: "Request") -> str:
+    assert request.outpaint is not None  # a field without a value has no text
+    return " ".join(f"{side} {pixels}" for side, pixels in vars(request.outpaint).items() if pixels)
+
+
+def _outpaint_from_text(text: str) -> Mapping[str, Mapping[str, int]]:
+    words = text.split()
+    return {"outpaint": {side: int(pixels) for side, pixels in zip(words[::2], words[1::2], strict=True)}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outpaint:
     """A border in pixels by which an image grows."""
@@ -147,8 +157,8 @@ class Request:
         acts_with=MASKED,
         meaning="pixels; softens the mask for drawing, so that seams are smooth",
     )
-    mask_blur_x: int | None = option(None, filled="`mask_blur`", low=0, high=64, acts_with=MASKED)
-    mask_blur_y: int | None = option(None, filled="`mask_blur`", low=0, high=64, acts_with=MASKED)
+    mask_blur_x: int | None = option(None, filled="`mask_blur`", low=0, high=64, label="Mask blur X", acts_with=MASKED)
+    mask_blur_y: int | None = option(None, filled="`mask_blur`", low=0, high=64, label="Mask blur Y", acts_with=MASKED)
     mask_invert: bool = option(
         default=False,
         aliases=("inpainting_mask_invert",),
@@ -193,6 +203,9 @@ class Request:
     )
     outpaint: Outpaint | None = option(
         None,
+        label="Outpaint",
+        to_text=_outpaint_to_text,
+        from_text=_outpaint_from_text,
         acts_with=("image",),
         meaning="pixels by which the image grows beyond `width` and `height`; the new border is repainted",
     )
