@@ -165,7 +165,8 @@ def without_effect(record: Record, checked: Checked) -> list[str]:
         warnings.append(f"negative_prompt did nothing: {reason}")
     if values["outpaint"] == Outpaint():
         warnings.append("outpaint did nothing: it adds no pixel")
-    if "inpaint_padding" in written and implied(checked)["inpaint_area"] == "whole":
+    is_whole = implied(checked)["inpaint_area"] == "whole"
+    if "inpaint_padding" in written and is_whole and values["inpaint_padding"] != record["inpaint_padding"].default:
         warnings.append(f"{written['inpaint_padding']} did nothing: it has no effect unless inpaint_area is masked")
     return warnings
 

@@ -165,6 +165,7 @@ def test_what_does_nothing_without_a_mask_is_said() -> None:
     said = warnings_of(image=PICTURE, mask=PICTURE, inpaint_padding=8)
     assert said == ["inpaint_padding did nothing: it has no effect unless inpaint_area is masked"]
     assert warnings_of(image=PICTURE, mask=PICTURE, inpaint_padding=8, only_masked=True) == []
+    assert warnings_of(image=PICTURE, mask=PICTURE, inpaint_padding=32) == [], "a response's parameters hold it"
 
 
 def test_a_mask_and_a_border_need_an_image() -> None:
