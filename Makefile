@@ -1,10 +1,4 @@
-# make demo   draw a picture with the bundled demo model
-# make test   run the tests
-# make check  lint, format, types, import rules
-# make bench  measure against diffusers on full-size v1.5 (minutes, about 12 GB of memory)
-# make pins   pin requirements.txt and requirements-dev.txt anew, from the ranges in pyproject.toml
-#
-# Each sets up what it needs in .venv and uses it again next time. Needs make and Python 3.11 or newer.
+# `make` lists the targets. Each sets up what it needs in .venv and reuses it. Needs make and Python 3.11 or newer.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -18,23 +12,93 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
-.PHONY: demo test check bench pins clean
+BENCH ?= text vae step reorders peak memory start first demo batch throughput
+OUT ?= $(error say where to train: make demo-weights OUT=FOLDER)
 
-demo: $(VENV)/.runtime
+# Newest versions in pyproject.toml's ranges, but of torch the one that the Dockerfile's base image has.
+PINS := .venv-pins
+TORCH := $(shell sed -n 's|^ARG BASE_IMAGE=.*:\([0-9.]*\)-.*|\1|p' Dockerfile)
+RANGES = $(PINS)/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*$(1), sep='\n')"
+FREEZE = $(PINS)/bin/python -m pip freeze --all --exclude pip --exclude wheel | sed -E \
+	-e 's/^(torch==[0-9.]+)\+.*/\1/' -e 's/^backports\.zstd==.*/& ; python_version < "3.14"/'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all soak coverage check format bench docs judge demo-weights wheel hooks pins clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## generate an image with the bundled demo model and say where it is
 	SD_WEIGHTS=demo/weights SD_OUTPUTS=outputs $(BIN)/python handler.py
-	@echo "The picture: $$(ls -t $(CURDIR)/outputs/*.png | head -n 1)"
+	@echo "The image: $$(ls -t $(CURDIR)/outputs/*.png | head -n 1)"
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev ## run the quick tests (minutes); ARGS="-k sampler" goes to pytest
+	$(BIN)/python -m pytest -m "not full_size and not slow" $(ARGS)
 
-check: $(VENV)/.dev
+test-all: $(VENV)/.dev ## run every test and hold the coverage floor; with ARGS, only what pytest selects
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov)
+
+soak: $(VENV)/.dev ## run 500 mixed jobs through the real SDK (SOAK_JOBS=500)
+	SOAK_JOBS=$(or $(SOAK_JOBS),500) $(BIN)/python -m pytest tests/soak $(ARGS)
+
+coverage: $(VENV)/.dev ## run the quick tests and list the lines that they miss
+	$(BIN)/python -m pytest -m "not full_size and not slow" --cov --cov-report=term-missing $(ARGS)
+
+check: $(VENV)/.dev ## lint, format, types, import rules, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
 
-bench: $(VENV)/.dev
-	for script in text vae step peak start first demo batch throughput; do $(BIN)/python -m bench.$$script $(ARGS) || exit 1; done
+format: $(VENV)/.dev ## apply the formatter and the linter's safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## measure, beside diffusers at v1.5's size (long, 12 GB); BENCH="step vae" selects
+	for script in $(BENCH); do $(BIN)/python -m bench.$$script $(ARGS) || exit 1; done
+
+docs: $(VENV)/.dev ## write the table of a job's fields in docs/api.md anew, from the code
+	$(BIN)/python -m worker.api.docs
+
+judge: $(VENV)/.dev ## count how often the demo model generates what its prompts say
+	$(BIN)/python -m demo.judge $(ARGS)
+
+demo-weights: $(VENV)/.dev ## train the demo model anew in the folder OUT (hours) and replace demo/weights
+	$(BIN)/python -m demo.vocabulary --out $(OUT)
+	$(BIN)/python -m demo.train_vae --out $(OUT)
+	$(BIN)/python -m demo.train_diffusion --out $(OUT) --steps 1500 --decay-steps 3500
+	$(BIN)/python -m demo.train_diffusion --out $(OUT) --steps 1600 --pure-noise 0.12
+	$(BIN)/python -m demo.train_decoder --out $(OUT) --steps 900
+	$(BIN)/python -m demo.train_text --out $(OUT)
+	$(BIN)/python -m demo.train_diffusion --out $(OUT) --steps 1500 --decay-steps 3600 --pure-noise 0.4
+	$(BIN)/python -m demo.train_diffusion --out $(OUT) --steps 1000 --pure-noise 0.4 --seed 2
+	$(BIN)/python -m demo.train_diffusion --out $(OUT) --steps 1100 --pure-noise 0.12 --seed 3 --stars 3
+	$(BIN)/python -m demo.train_decoder --out $(OUT) --steps 2000 --learning-rate 5e-4
+	$(BIN)/python -m demo.train_decoder --out $(OUT) --steps 1000 --learning-rate 5e-4 --seed 4 --stars 4
+	$(BIN)/python -m demo.assemble --out $(OUT)
+
+wheel: $(VENV)/.dev ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+hooks: $(VENV)/.dev ## run the checks before every git commit from now on
+	$(BIN)/pre-commit install
+
+pins: ## pin requirements*.txt anew from the ranges in pyproject.toml
+	$(PYTHON) -m venv --clear $(PINS)
+	$(call RANGES,p['dependencies']) > $(PINS)/ranges.txt
+	$(PINS)/bin/python -m pip install --quiet torch==$(TORCH) -r $(PINS)/ranges.txt
+	$(FREEZE) > $(PINS)/running.txt
+	$(call RANGES,p['optional-dependencies']['dev']) > $(PINS)/ranges.txt
+	sed 's/ ;.*//' $(PINS)/running.txt > $(PINS)/constraints.txt
+	$(PINS)/bin/python -m pip install --quiet -c $(PINS)/constraints.txt -r $(PINS)/ranges.txt
+	(sed -n '1p' requirements.txt; cat $(PINS)/running.txt) > $(PINS)/requirements.txt
+	(sed -n '1,2p' requirements-dev.txt; $(FREEZE) | grep -vxFf $(PINS)/running.txt) > $(PINS)/requirements-dev.txt
+	mv $(PINS)/requirements.txt $(PINS)/requirements-dev.txt .
+	rm -rf $(PINS)
+
+clean: ## remove the environment, caches and what was built
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist *.egg-info
 
 # A stamp is newer than the pins that it stands for, so a changed pin installs and an unchanged one costs nothing.
 $(VENV)/.runtime: requirements.txt
@@ -51,26 +115,3 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt requirements-nodeps.txt
 	@$(PIP) install -r requirements-dev.txt
 	@$(PIP) install --no-deps -r requirements-nodeps.txt
 	@touch $@
-
-# Newest versions in pyproject.toml's ranges, but of torch the one that the Dockerfile's base image has.
-PINS := .venv-pins
-TORCH := $(shell sed -n 's|^ARG BASE_IMAGE=.*:\([0-9.]*\)-.*|\1|p' Dockerfile)
-RANGES = $(PINS)/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*$(1), sep='\n')"
-FREEZE = $(PINS)/bin/python -m pip freeze --all --exclude pip --exclude wheel | sed -E \
-	-e 's/^(torch==[0-9.]+)\+.*/\1/' -e 's/^backports\.zstd==.*/& ; python_version < "3.14"/'
-
-pins:
-	$(PYTHON) -m venv --clear $(PINS)
-	$(call RANGES,p['dependencies']) > $(PINS)/ranges.txt
-	$(PINS)/bin/python -m pip install --quiet torch==$(TORCH) -r $(PINS)/ranges.txt
-	$(FREEZE) > $(PINS)/running.txt
-	$(call RANGES,p['optional-dependencies']['dev']) > $(PINS)/ranges.txt
-	sed 's/ ;.*//' $(PINS)/running.txt > $(PINS)/constraints.txt
-	$(PINS)/bin/python -m pip install --quiet -c $(PINS)/constraints.txt -r $(PINS)/ranges.txt
-	(sed -n '1p' requirements.txt; cat $(PINS)/running.txt) > $(PINS)/requirements.txt
-	(sed -n '1,2p' requirements-dev.txt; $(FREEZE) | grep -vxFf $(PINS)/running.txt) > $(PINS)/requirements-dev.txt
-	mv $(PINS)/requirements.txt $(PINS)/requirements-dev.txt .
-	rm -rf $(PINS)
-
-clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

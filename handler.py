@@ -1,16 +1,19 @@
-"""RunPod's way in: importing this module loads and warms the model, running it starts the SDK.
+"""RunPod's entry point. Importing this module loads and warms up the model; running it starts RunPod's SDK.
 
-`python handler.py` draws test_input.json, with `--test_input '{"input": {...}}'` what is given there. With
-`--rp_serve_api` it serves /run, /runsync and /status. On the platform it takes jobs from the queue.
+    python handler.py                                     run the job in test_input.json
+    python handler.py --test_input '{"input": {...}}'     run this job
+    python handler.py --rp_serve_api                      serve /run, /runsync and /status
+
+On the platform it takes jobs from the endpoint's queue.
 """
 
 import functools
 import gc
-import importlib
 import multiprocessing
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
+
+from worker.settings import StartupError, read_settings
 
 if TYPE_CHECKING:
     from worker.progress import Send
@@ -19,49 +22,34 @@ if TYPE_CHECKING:
 
 @functools.cache
 def service() -> "Service":
-    """The one warmed worker of this process. Ends the process with one message where there can be none."""
-    from worker.settings import SettingsError, read_settings
-    from worker.startup import StartupError, start
+    """The one worker of this process, ready for jobs. Raises `StartupError`."""
+    from worker.startup import start
 
-    try:
-        return start(read_settings())
-    except (SettingsError, StartupError) as error:
-        sys.exit(str(error))
+    return start(read_settings())
 
 
 async def handler(job: dict[str, Any], send: "Send | None" = None) -> dict[str, Any]:
-    """`{"id": ..., "input": {...}}`, as the platform delivers a job -> its response, a bad job's too.
-
-    With `send`, which the platform's loop gives, the job's progress is told while it is drawn.
-    """
+    """Run `{"id": ..., "input": {...}}` and return the response, also for a bad job. `send` posts its progress."""
     from worker.service import run_job
 
     return await run_job(job, service(), send)
 
 
-def main() -> None:
-    from runpod.serverless.modules.rp_logger import RunPodLogger
-
-    from worker.doors import runpod as runpod_loop
-    from worker.log import configure_sdk
-
-    settings = service().settings
-    configure_sdk(RunPodLogger(), settings.log_level)
-    runpod_loop.start(handler, settings.max_concurrency)
-    if service().engine.failure is not None:
-        sys.exit(1)
-
-
-# The SDK's heartbeat is a child process, and under spawn it imports this module again: it needs no model.
+# The SDK's heartbeat is a child process, which under spawn imports this module again. It needs no model.
 if multiprocessing.parent_process() is None:
-    # What imports make stays: looking for garbage in it slows the start, and is of no use later either.
-    gc.disable()
-    if __name__ == "__main__":
-        # The SDK's import waits a second for another program; meanwhile torch and the weights are loaded.
-        threading.Thread(target=importlib.import_module, args=("runpod.serverless",), daemon=True).start()
-    service()
-    gc.freeze()
-    gc.enable()
+    try:
+        if __name__ == "__main__":
+            from worker.doors import command_line
+
+            command_line.prepare(sys.argv[1:], read_settings())
+        gc.disable()  # Imports and the model leave little garbage and much that stays: searching it costs a slow start.
+        service()
+        gc.freeze()
+        gc.enable()
+    except StartupError as error:
+        sys.exit(str(error))
 
 if __name__ == "__main__":
-    main()
+    from worker.doors import runpod
+
+    sys.exit(runpod.run(handler, service()))

@@ -4,8 +4,6 @@ It takes a job's fields by our names and draws what our worker would; SD_WEIGHTS
 and its tokenizer, SD_DEVICE and SD_DTYPE are names without `auto`.
 """
 
-import base64
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors import safe_open
 from sd_core.device import DTYPES
 from sd_core.formats.detect import detect
 from sd_core.sampling.registry import resolve
+from tests.support.pictures import png_base64
 from tests.support.reference import reference_pipeline
 from tests.support.reference_schedulers import reference_scheduler
 
@@ -51,15 +50,9 @@ class Drawing:
             num_images_per_prompt=count,
             generator=[torch.Generator().manual_seed(asked["seed"] + index) for index in range(count)],
         )
-        pictures = [_base64_png(image) for image in drawn.images]
+        pictures = [png_base64(image) for image in drawn.images]
         shown = {"image": pictures[0]} if count == 1 else {"images": pictures}
         return {"message": "success", "uid": asked["uid"], **shown}
-
-
-def _base64_png(image: Any) -> str:
-    file = io.BytesIO()
-    image.save(file, format="png")
-    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def main() -> None:

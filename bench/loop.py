@@ -3,10 +3,7 @@
 import itertools
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -16,17 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tests.support.platform import PlatformStandIn, platform
+from tests.support.processes import WorkerProcess, environ_without_worker
 
-ROOT = Path(__file__).resolve().parent.parent
-WORKER_VARIABLES = ("SD_", "RUNPOD_", "LOG_LEVEL", "FLASK_DEBUG", "PORT")
-PATIENCE_S = 600.0
-"""How long a worker may take to start, or to answer any job, before it counts as stuck."""
-LOOK_EVERY_S = 0.001
+PATIENCE_S = 600.0  # how long a worker may take to start, or to answer any job, before it counts as stuck
+POLL_S = 0.001
+# The SDK looks for jobs once a second while it believes that its queue is full; after this long it waits for one.
 IDLE_S = 1.5
-"""The SDK looks for jobs once a second while it believes that its queue is full; after this long it waits for one."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +41,10 @@ class Served:
 class Worker:
     """A worker process that has asked the platform for its first job, `ready_s` after it was started."""
 
-    def __init__(
-        self, stand_in: PlatformStandIn, process: subprocess.Popen[bytes], printed: Path, started: float
-    ) -> None:
-        self._stand_in, self._process, self._printed = stand_in, process, printed
+    def __init__(self, stand_in: PlatformStandIn, process: WorkerProcess, started: float) -> None:
+        self._stand_in, self.process = stand_in, process
         self._wait_for(lambda: bool(stand_in.takes))
         self.ready_s = time.perf_counter() - started
-
-    @property
-    def resident_bytes(self) -> int:
-        resident: int = psutil.Process(self._process.pid).memory_info().rss
-        return resident
-
-    def log_lines(self) -> list[dict[str, Any]]:
-        """The structured lines that the worker has printed so far."""
-        lines = self._text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith('{"time"')]
 
     def serve(self, jobs: Sequence[Mapping[str, Any]], clients: int) -> Served:
         """Has the jobs drawn for so many clients, each of which asks for its next job when it has been answered.
@@ -104,45 +85,20 @@ class Worker:
                 yield body["output"]
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition():
-            if self._process.poll() is not None:
-                raise RuntimeError(f"the worker ended with {self._process.returncode}, having printed:\n{self._text()}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the worker did nothing for {PATIENCE_S:g} s, having printed:\n{self._text()}")
-            time.sleep(LOOK_EVERY_S)
-
-    def _text(self) -> str:
-        return self._printed.read_text(encoding="utf-8", errors="replace")
+        self.process.wait_for(condition, PATIENCE_S, POLL_S)
 
 
 @contextmanager
 def running(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[Worker]:
     """`python ARGUMENTS` once it has asked for its first job; of the worker's variables it has these alone."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(WORKER_VARIABLES)}
     with platform() as stand_in, tempfile.TemporaryDirectory() as folder:
-        printed = Path(folder) / "printed.txt"
+        environ = {**environ_without_worker(), **stand_in.environ(), **environment}
         started = time.perf_counter()
-        with printed.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-u", *arguments],
-                cwd=ROOT,
-                env={**kept, **stand_in.environ(), **environment},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        process = WorkerProcess(["-u", *arguments], environ, Path(folder) / "printed.txt")
         try:
-            yield Worker(stand_in, process, printed, started)
+            yield Worker(stand_in, process, started)
         finally:
-            kill_family(process)
-
-
-def kill_family(process: subprocess.Popen[bytes]) -> None:
-    """Kills it with the SDK's heartbeat, its child; asked to end, the SDK's own loop waits for its open polls."""
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    for member in (process, *family):
-        member.kill()
-    process.wait()
+            process.kill()
 
 
 def latency(seconds: Sequence[float]) -> dict[str, float]:

@@ -12,17 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.common import Options, parse, random_model, report, summary, time_in_turn
 from sd_core.device import DTYPES
-from sd_core.models.unet import UNet, UNetConfig
+from tests.support.operations import ROWS, count_operations, unet_inputs
 
 MATRIX_SIDES = {"cpu": (1024, 2048, 4096), "cuda": (2048, 4096, 8192, 16384)}
 FEATURE_MAPS = ((320, 64), (640, 32), (1280, 16))
 """Channels and side of v1.5's levels at 512x512."""
-ROWS = 2
-TOKENS = 77
 
 
 @torch.inference_mode()
@@ -31,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model = random_model(options)
     config, side = model.architecture.unet, 8 if options.tiny else 64
     unet = model.load(options).networks.unet
-    latents, timesteps, context = _inputs(config, side, options.device)
-    sides = _products(options) | {"step": lambda: unet(latents, timesteps, context)}
+    latents, timesteps, context = unet_inputs(config, side, options.device)
+    sides = _products(options) | {"step": lambda: unet(latents, timesteps, unet.given(context))}
     seconds = time_in_turn(sides, options)
     operations = _operations(options) | {"step": count_operations(config, side)}
     rates = {name: operations[name] / statistics.median(spent) / 1e9 for name, spent in seconds.items()}
@@ -55,23 +52,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         efficiency={kind: round(rates["step"] / rate, 3) for kind, rate in peak.items()},
         products_gflop_per_s={name: round(rate, 1) for name, rate in rates.items() if name != "step"},
     )
-
-
-def count_operations(config: UNetConfig, side: int) -> int:
-    """Floating-point operations of one call of the UNet: a product and its sum are two."""
-    with torch.device("meta"):
-        unet = UNet(config)
-    latents, timesteps, context = _inputs(config, side, torch.device("meta"))
-    with FlopCounterMode(display=False) as counter:
-        unet(latents, timesteps, context)
-    counted: int = counter.get_total_flops()
-    return counted
-
-
-def _inputs(config: UNetConfig, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    latents = torch.zeros(ROWS, config.in_channels, side, side, device=device)
-    context = torch.zeros(ROWS, TOKENS, config.context_dim, device=device)
-    return latents, torch.full((ROWS,), 500.0, device=device), context
 
 
 def _dtypes(options: Options) -> tuple[str, ...]:

@@ -23,11 +23,10 @@ from sd_core.pipeline.prepare import prepare
 from sd_core.request import Request, Result
 from sd_core.work import Context, DecodeWork, EncodeWork, Picture, TextWork, UNetWork, Work
 from tests.support.drive import drive
+from tests.support.jobs import UNGUIDED_EVERY
 
 AnyUNet = UNet | GraphedUNet
 
-UNGUIDED_EVERY = 3
-"""One picture in so many is drawn without guidance: one row of a forward instead of two."""
 SPARE = 2
 WINDOW = 4
 """Times that a full batch is replaced while a steady state is timed."""

@@ -23,8 +23,9 @@ from typing import Any
 import psutil
 
 from bench.common import Options, RandomModel, parse, random_model, ratio, report, summary, worker_environment
-from bench.loop import ROOT, running
+from bench.loop import running
 from sd_core.formats.check import expected_shapes
+from tests.support.processes import ROOT
 from tests.support.reference import reference_pipeline
 from worker.settings import BUNDLED_WEIGHTS
 
@@ -122,8 +123,8 @@ def _start_script(script: str, *arguments: str) -> Started:
 def _start_worker(weights: Path, options: Options) -> Started:
     """Until the worker asks for its first job."""
     with running(["handler.py"], worker_environment(weights, options)) as worker:
-        resident = worker.resident_bytes
-        ready = [line for line in worker.log_lines() if line["message"] == "ready"]
+        resident = worker.process.resident_bytes
+        ready = [line for line in worker.process.lines() if line["message"] == "ready"]
         return Started(worker.ready_s, resident, ready[0]["start_ms"])
 
 

@@ -30,13 +30,10 @@ from bench.common import (
 )
 from bench.loop import IDLE_S, Served, Worker, latency, running
 from bench.plot import line_plot
-from bench.sharing import UNGUIDED_EVERY, measure_sharing
+from bench.sharing import measure_sharing
+from tests.support.jobs import PROMPTS, SAMPLERS, mixed_jobs
 
 LEVELS = (1, 2, 4, 8, 16)
-SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m_karras")
-PROMPTS = ("a large red star on a blue background", "a small yellow circle on a purple background")
-PAIR_EVERY = 8
-"""One job in so many asks for two pictures."""
 LONE_JOBS = 5
 SHARING_ROUNDS = 3
 """How much oftener than the loop, which takes minutes, the engine alone is timed."""
@@ -97,23 +94,6 @@ def _plan(argv: Sequence[str] | None) -> Plan:
     asked = parser.parse_args(argv)
     levels = tuple(asked.concurrency)
     return Plan(options_of(asked), asked.full, asked.batch, levels, asked.jobs, asked.reference, asked.only, asked.plot)
-
-
-def mixed_jobs(count: int, steps: tuple[int, int], name: str) -> list[dict[str, Any]]:
-    """The same jobs whoever draws them; `name` begins their uids."""
-    fewest, most = steps
-    return [
-        {
-            "uid": f"{name}-{index}",
-            "prompt": PROMPTS[index % len(PROMPTS)],
-            "steps": fewest + index * 11 % (most - fewest + 1),
-            "sampler": SAMPLERS[index % len(SAMPLERS)],
-            "scale": 1.0 if (index + 1) % UNGUIDED_EVERY == 0 else 7.5,
-            "seed": index,
-            "num_images": 2 if (index + 1) % PAIR_EVERY == 0 else 1,
-        }
-        for index in range(count)
-    ]
 
 
 def _through_the_loop(plan: Plan) -> dict[str, Any]:

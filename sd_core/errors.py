@@ -1,8 +1,8 @@
-"""The errors that a reader can act on."""
+"""The errors that whoever reads them can act on."""
 
 
 class SDError(Exception):
-    """An error that its reader can act on. `code` is the contract's error code of a job that ends with it."""
+    """An error that its reader can act on. `code` is the error code of a job that fails with it."""
 
     code = "internal"
 
@@ -20,23 +20,23 @@ class InvalidImage(SDError):
 
 
 class OutOfMemory(SDError):
-    """A job does not fit into the device's memory even alone."""
+    """A job does not fit into the device's memory, even alone."""
 
     code = "out_of_memory"
 
 
 class Busy(SDError):
-    """As many jobs wait already as the engine lets wait."""
+    """The engine's queue is full, or it is shutting down."""
 
     code = "busy"
 
 
 class Broken(SDError):
-    """The engine has failed for good; the process can only be started anew."""
+    """The engine has failed for good; only a new process can go on."""
 
 
 class NotFinite(SDError):
-    """The networks computed infinities or not-a-numbers, which are no picture."""
+    """The networks computed infinities or NaN."""
 
 
 class DeviceError(SDError):
@@ -44,4 +44,4 @@ class DeviceError(SDError):
 
 
 class ModelError(SDError):
-    """A checkpoint or tokenizer file is missing, broken, or of an architecture that this core does not draw."""
+    """A checkpoint or tokenizer file is missing, broken, or of an architecture that is not supported."""

@@ -1,5 +1,6 @@
 """Fixtures that several floors share."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from sd_core.models.clip import CLIPConfig
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
 from sd_core.pipeline.model import StableDiffusion
-from tests.support.random_weights import TINY, write_checkpoint
+from tests.support.platform import PlatformStandIn, platform
+from tests.support.processes import WorkerProcess, environ_without_worker
+from tests.support.processes import free_port as any_free_port
+from tests.support.random_weights import SMALLEST, TINY, write_checkpoint
 from tests.support.tokenizer_files import clip_merges, write_tokenizer
 
 
@@ -34,13 +38,23 @@ def clip_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_model(folder: Path, architecture: Architecture) -> Path:
+    """A random checkpoint, with a tokenizer of bytes alone beside it."""
+    write_tokenizer(folder, [])
+    write_checkpoint(folder / "tiny.safetensors", architecture, torch.float32)
+    return folder / "tiny.safetensors"
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random v1 checkpoint that draws in a moment, with a tokenizer of bytes alone beside it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tokenizer(folder, [])
-    write_checkpoint(folder / "tiny.safetensors", TINY, torch.float32)
-    return folder / "tiny.safetensors"
+    """A checkpoint that generates in a moment, with every kind of part."""
+    return write_model(tmp_path_factory.mktemp("tiny"), TINY)
+
+
+@pytest.fixture(scope="session")
+def smallest_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of worker processes: the quickest."""
+    return write_model(tmp_path_factory.mktemp("smallest"), SMALLEST)
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +77,44 @@ def state(tiny: Architecture) -> dict[str, Tensor]:
     """Seeded float32 weights by checkpoint name; not to be changed in place."""
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(tiny).items()}
+
+
+@pytest.fixture
+def process_environ(smallest_checkpoint: Path, tmp_path: Path) -> dict[str, str]:
+    """The environment of a worker process with the smallest checkpoint, on the CPU."""
+    return {
+        **environ_without_worker(),
+        "SD_WEIGHTS": str(smallest_checkpoint.parent),
+        "SD_OUTPUTS": str(tmp_path / "outputs"),
+        "SD_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(tmp_path),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@pytest.fixture
+def start_worker(process_environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
+    """Starts `python ARGUMENTS` with environment variables added; what still runs after the test is killed."""
+    started: list[WorkerProcess] = []
+
+    def begin(*arguments: str, **environ: str) -> WorkerProcess:
+        printed = tmp_path / f"printed-{len(started)}.txt"
+        worker = WorkerProcess(arguments, {**process_environ, **environ}, printed)
+        started.append(worker)
+        return worker
+
+    yield begin
+    for worker in started:
+        worker.kill()
+
+
+@pytest.fixture
+def free_port() -> int:
+    return any_free_port()
+
+
+@pytest.fixture
+def runpod() -> Iterator[PlatformStandIn]:
+    with platform() as stand_in:
+        yield stand_in

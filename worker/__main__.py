@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from worker.settings import SettingsError, read_settings
+from worker.settings import StartupError, read_settings
 
 
 def main() -> int:
@@ -12,15 +12,13 @@ def main() -> int:
     commands.add_parser("serve", help="answer POST /inference and GET /ping on $PORT (8000)")
     parser.parse_args()
 
-    from worker.doors.http import serve  # after the arguments: it brings torch and the web server with it
-    from worker.startup import StartupError
+    from worker.doors.http import serve  # after the arguments are read, because it imports torch and the web server
 
     try:
-        serve(read_settings())
-    except (SettingsError, StartupError) as error:
+        return serve(read_settings())
+    except StartupError as error:
         print(error, file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which model drew a picture: its name and the SHA-256 of the checkpoint that it comes from."""
+"""Which model generated a picture: its name and the SHA-256 of the checkpoint that it comes from."""
 
 import hashlib
 import threading
@@ -8,7 +8,7 @@ from worker.log import log
 
 
 class ModelIdentity:
-    """A model's name and hash. A file that does not say its source's hash is hashed itself."""
+    """A model's name and hash. If the file does not give its source's hash, the file itself is hashed."""
 
     def __init__(self, name: str, sha256: str | None, checkpoint: Path) -> None:
         self.name = name
@@ -16,7 +16,7 @@ class ModelIdentity:
         self._checkpoint = checkpoint
 
     def hash_in_background(self) -> None:
-        """Where the hash is not known yet: returns at once, and until a thread is done the hash is None."""
+        """If the hash is not known, compute it on a thread; until that is done, the hash is None."""
         if self._sha256 is None:
             threading.Thread(target=self._hash, name="checkpoint hash", daemon=True).start()
 

@@ -1,6 +1,6 @@
-"""One structured line a job and one an error on standard output: JSON, so that a log collector can read them.
+"""The log on standard output: one JSON object per job and one per error, for log collectors.
 
-Prompts appear at DEBUG only, pictures never.
+Prompts appear only at DEBUG, pictures never.
 """
 
 import json
@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 LOGGERS = ("worker", "builder", "sd_core")
-SDK_LEVELS = {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
 
 _PICTURE = re.compile(r"[A-Za-z0-9+/=_-]{256,}")
 
@@ -19,7 +18,7 @@ log = logging.getLogger("worker")
 
 
 class JSONFormatter(logging.Formatter):
-    """`{"time", "level", "message", ...fields}`; a traceback is one more field: an error stays one line."""
+    """`{"time", "level", "message", ...fields}`; a traceback is one more field, so that an error stays one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -34,7 +33,7 @@ class JSONFormatter(logging.Formatter):
 
 
 class StdoutHandler(logging.StreamHandler[Any]):
-    """Writes to whatever `sys.stdout` is at the time."""
+    """Writes to what `sys.stdout` is at that time."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -53,20 +52,6 @@ def configure(level: str) -> None:
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
-
-
-def configure_sdk(sdk_logger: Any, level: str) -> None:
-    """Give runpod's logger our level, and let it print pictures as their length only.
-
-    At its default level it prints jobs and results as they are.
-    """
-    write = sdk_logger.log
-
-    def log_without_pictures(message: Any, message_level: str = "INFO", job_id: str | None = None) -> None:
-        write(without_pictures(str(message)), message_level, job_id)
-
-    sdk_logger.log = log_without_pictures
-    sdk_logger.set_level(SDK_LEVELS[level])
 
 
 def without_pictures(text: str) -> str:

@@ -86,7 +86,7 @@ async def _generate(payload: object, uid: str, service: Service, send: Send | No
     job = await _with_its_image(parse_request(payload, service.limits, uid), service)
     request = job.request
     logged |= {
-        "size": f"{request.width}x{request.height}",
+        "size": "{}x{}".format(*request.drawn_size),
         "steps": request.steps,
         "sampler": job.sampler_name,
         "seed": request.seed,

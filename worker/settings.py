@@ -27,23 +27,32 @@ SWITCH = {
 DEFAULT_MAX_BATCH = 8
 DEFAULT_MAX_CONCURRENCY = 8  # as many as share a forward
 DEFAULT_MAX_JOBS = 64
-DEFAULT_MAX_PIXELS = 2048 * 2048  # the largest picture, or sixteen of 512x512
-SMALLEST_PICTURE = 64 * 64
+DEFAULT_MAX_PIXELS = 2048 * 2048  # one picture of the largest size, or sixteen of 512x512
+MIN_PICTURE_PIXELS = 64 * 64
 
 
-class SettingsError(Exception):
-    """Environment variables have values that cannot be used; the text names each of them."""
+class StartupError(Exception):
+    """The worker cannot start. The text is the complete message for the operator."""
+
+
+class SettingsError(StartupError):
+    """Environment variables have unusable values; the text names each of them."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator chose. Without SD_WEIGHTS `weights` is None, and `search` is looked through."""
+    """What the operator chose.
+
+    If `weights` is None, the directories of `search` are searched in order. `checkpoints` are file names, the default
+    model first; empty means the usual one. `has_queue` is whether the SDK gets its jobs from the platform.
+    """
 
     weights: Path | None
     search: tuple[Path, ...]
-    checkpoint: str | None
+    checkpoints: tuple[str, ...]
     outputs: Path
     on_runpod: bool
+    has_queue: bool = False
     device: str = "auto"
     dtype: str = "auto"
     max_batch: int = DEFAULT_MAX_BATCH
@@ -57,7 +66,9 @@ class Settings:
 
 
 def is_runpod(environ: Mapping[str, str]) -> bool:
-    """Workers have `RUNPOD_WEBHOOK_*` and `RUNPOD_ENDPOINT_ID`, workers and pods `RUNPOD_POD_ID`."""
+    """Whether this is a worker or a pod: workers have `RUNPOD_WEBHOOK_*` and `RUNPOD_ENDPOINT_ID`, both have
+    `RUNPOD_POD_ID`.
+    """
     names = {name for name, value in environ.items() if value}
     return not names.isdisjoint({"RUNPOD_POD_ID", "RUNPOD_ENDPOINT_ID"}) or any(
         name.startswith("RUNPOD_WEBHOOK_") for name in names
@@ -70,7 +81,7 @@ def read_settings(
     workspace: Path = WORKSPACE,
     bundled: Path = BUNDLED_WEIGHTS,
 ) -> Settings:
-    """Read `environ` (the process's own by default); an empty value is as good as none.
+    """Read `environ` (by default the process's own). An empty value means the same as none.
 
     Raises `SettingsError`, whose text has one line for each bad variable.
     """
@@ -84,23 +95,25 @@ def read_settings(
     settings = Settings(
         weights=Path(weights).expanduser() if weights else None,
         search=(volume / "weights", workspace / "weights", *(() if on_runpod else (bundled,))),
-        checkpoint=reader.file_name("SD_CHECKPOINT"),
+        checkpoints=reader.file_names("SD_CHECKPOINT"),
         outputs=Path(outputs).expanduser().absolute() if outputs else _default_outputs(volume),
         on_runpod=on_runpod,
+        # The two variables by which the SDK decides; without them it runs one test job.
+        has_queue=any(reader.text(name) for name in ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_REALTIME_PORT")),
         device=reader.choice("SD_DEVICE", "auto", DEVICES, str.lower),
         dtype=reader.choice("SD_DTYPE", "auto", DTYPES, str.lower),
         max_batch=reader.integer("SD_MAX_BATCH", DEFAULT_MAX_BATCH, 1, 1024),
         max_concurrency=max_concurrency,
-        # Fewer, and the worker would take jobs from the platform only to refuse them.
+        # With fewer, the worker would take jobs from the platform only to refuse them.
         max_jobs=reader.integer("SD_MAX_JOBS", max(DEFAULT_MAX_JOBS, max_concurrency), max_concurrency, 2**20),
-        max_pixels=reader.integer("SD_MAX_PIXELS", DEFAULT_MAX_PIXELS, SMALLEST_PICTURE, 2**40),
+        max_pixels=reader.integer("SD_MAX_PIXELS", DEFAULT_MAX_PIXELS, MIN_PICTURE_PIXELS, 2**40),
         max_response_bytes=reader.megabytes("SD_MAX_RESPONSE_MB", 10.0),
         log_level="DEBUG" if debug else LOG_LEVELS[level],
         port=reader.integer("PORT", 8000, 0, 65535),
         allow_private_urls=reader.switch("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS"),
     )
     if reader.problems:
-        raise SettingsError("\n".join(["The environment has values that cannot be used:", *reader.problems]))
+        raise SettingsError("\n".join(["These environment variables have unusable values:", *reader.problems]))
     return settings
 
 
@@ -109,7 +122,7 @@ def _default_outputs(volume: Path) -> Path:
 
 
 class _Reader:
-    """Reads one variable at a time and collects what is wrong, so that everything is said at once."""
+    """Reads one variable at a time and collects the problems, so that all of them are reported at once."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
@@ -118,11 +131,11 @@ class _Reader:
     def text(self, name: str) -> str:
         return self.environ.get(name, "").strip()
 
-    def file_name(self, name: str) -> str | None:
-        value = self.text(name)
-        if value and (Path(value).name != value or value == ".."):
-            self._bad(name, "is not a plain file name; the directory belongs in SD_WEIGHTS")
-        return value or None
+    def file_names(self, name: str) -> tuple[str, ...]:
+        values = tuple(value.strip() for value in self.text(name).split(":") if value.strip())
+        if any(Path(value).name != value or value == ".." for value in values):
+            self._bad(name, "is not a plain file name, or several with : between; the directory belongs in SD_WEIGHTS")
+        return values
 
     def choice(self, name: str, default: str, known: tuple[str, ...], fold: Callable[[str], str]) -> str:
         value = fold(self.text(name)) or default

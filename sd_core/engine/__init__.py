@@ -1,1 +1,1 @@
-"""Many pictures, one device: the thread that draws, and the forwards that they share."""
+"""Many images, one device: the thread that runs the networks, and the forwards that images share."""

@@ -101,7 +101,7 @@ def load_packages(folder: Path, network: UNet) -> dict[Bucket, Step]:
 
 def _load(path: Path, weights: Mapping[str, Tensor]) -> Step:
     """The package on these weights, by torch's own loader: its wrapper function would import the compiler."""
-    # One copy, for the drawing thread: the locks that several need cannot be part of CUDA graphs.
+    # One copy, for the engine thread: the locks that several need cannot be part of CUDA graphs.
     loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)  # noqa: FBT003 - it has no names
     constants = {name: weights[name] for name in loader.get_constant_fqns()}
     loader.load_constants(constants, use_inactive=False, check_full_update=True, user_managed=True)

@@ -51,7 +51,7 @@ class Engine:
     The first of `models` is the default one; a request names another by `model`. `max_batch` is how many guided images
     of native size share a forward of a UNet (two rows each), `max_jobs` how many jobs are held at once, running or
     waiting. `packages` are compiled forwards for a GPU, by model name. `kinds` makes what runs each type of work.
-    `on_failure` is called, on the drawing thread, if the engine fails for good: from then on every job is answered with
+    `on_failure` is called, on the engine thread, if the engine fails for good: from then on every job is answered with
     `Broken`, and only a new process can generate images.
     """
 
@@ -76,10 +76,10 @@ class Engine:
         self._max_jobs, self._submitted, self._held, self._closed = max_jobs, 0, 0, False
         self._lock = threading.Lock()  # over the line above and `failure`
         self._arrivals: queue.SimpleQueue[EngineJob | _Returned | None] = queue.SimpleQueue()
-        self._ending = False  # the drawing thread's own: everything that was submitted has arrived
+        self._ending = False  # the engine thread's own: everything that was submitted has arrived
         self._queued: deque[torch.cuda.Event] = deque()
         self._host = HostPool(HOST_THREADS)
-        self._thread = threading.Thread(target=self._work, name="drawing", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -118,7 +118,7 @@ class Engine:
         self._host.close()
 
     def run(self, prepare: Callable[[], Prepared], request: Request) -> Future[Result]:
-        """Run the pictures that `prepare` makes, on the drawing thread, for a request. Raises `Busy` and `Broken`."""
+        """Run the pictures that `prepare` makes, on the engine thread, for a request. Raises `Busy` and `Broken`."""
         future: Future[Result] = Future()
         with self._lock:
             if self.failure is not None:

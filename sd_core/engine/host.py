@@ -1,4 +1,4 @@
-"""Threads for what pictures ask of the host, so that the drawing thread waits for none of it."""
+"""Threads for what pictures ask of the host, so that the engine thread waits for none of it."""
 
 import queue
 import threading

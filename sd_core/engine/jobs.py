@@ -43,7 +43,7 @@ class PhaseClock:
 
 @dataclass(eq=False)
 class EngineJob(Job):
-    """A job from its submission to its result. It belongs to the drawing thread, except for its future."""
+    """A job from its submission to its result. It belongs to the engine thread, except for its future."""
 
     request: Request = field(kw_only=True)
     future: Future[Result] = field(kw_only=True)
@@ -70,7 +70,7 @@ class EngineJob(Job):
         """Resolve the future with the error; memory errors in words that the caller can act on."""
         if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
             request = self.request
-            size = f"{request.num_images} x {request.width}x{request.height}"
+            size = "{} x {}x{}".format(request.num_images, *request.drawn_size)
             cause = error
             error = OutOfMemory(f"the device's memory does not hold {size} pixels; ask for fewer or smaller pictures")
             error.__cause__ = cause

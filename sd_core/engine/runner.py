@@ -35,7 +35,7 @@ class Runner:
         Equal works are computed once. If a forward fails its halves are tried, so that only what cannot run alone
         fails, with the error that it met. Raises the device's error if the device is lost.
         """
-        # A work that is like no other is told from the rest by its place.
+        # A work that is like no other is identified by its place.
         identities = [
             (index,) if (identity := kind.identity(work)) is None else identity for index, work in enumerate(works)
         ]

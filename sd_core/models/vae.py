@@ -84,7 +84,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: `block.*` and, where the resolution changes after it, `downsample` or `upsample`."""
+    """One resolution: `block.*` and, if the resolution changes after it, `downsample` or `upsample`."""
 
     def __init__(self, blocks: list[nn.Module], **resample: nn.Module) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""One job's life: from the request to conditioning, latents and pictures."""
+"""From a request to its images, as coroutines that ask for the work they need."""

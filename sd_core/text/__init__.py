@@ -1,1 +1,1 @@
-"""From a prompt to the hidden states that the UNet looks at."""
+"""From a prompt to token ids."""

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,7 @@ print(len(load_packages(Path(sys.argv[1]), network())), "torch._inductor" in sys
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_one_package_serves_every_checkpoint_of_its_architecture(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -64,7 +66,7 @@ def test_one_package_serves_every_checkpoint_of_its_architecture(
         with caplog.at_level(logging.WARNING, "sd_core"):
             loaded = load_packages(tmp_path, unet)
         assert loaded.keys() == {BUCKET}
-        assert "unet-p1-r1-8x8-t77.pt2 cannot be used" in caplog.text
+        assert re.search(r"skipping the compiled package \S*unet-p1-r1-8x8-t77.pt2", caplog.text)
         latents, timesteps, rows, *read = flat_example(unet, BUCKET)
         inputs = (torch.randn_like(latents), timesteps + 500, rows, *(torch.randn_like(each) for each in read))
         with torch.inference_mode():

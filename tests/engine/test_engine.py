@@ -1,4 +1,4 @@
-"""The drawing thread: futures, cancellation, errors, and pictures that do not depend on their company."""
+"""The engine thread: futures, cancellation, errors, and pictures that do not depend on their company."""
 
 import threading
 import time
@@ -242,6 +242,7 @@ requests = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     jobs=st.lists(st.tuples(requests, st.booleans(), st.floats(0, 0.05)), min_size=1, max_size=6),

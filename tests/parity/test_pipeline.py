@@ -21,6 +21,7 @@ from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 from sd_core.sampling.registry import SOLVERS
 from sd_core.sampling.schedule import v1_schedule
+from tests.support.pictures import psnr
 from tests.support.random_weights import FULL, TINY, write_checkpoint
 from tests.support.reference import reference_pipeline
 from tests.support.reference_schedulers import as_reference, reference_scheduler
@@ -74,12 +75,6 @@ class Side:
             arguments |= {"image": Image.fromarray(request.image), "strength": request.strength}
         with torch.inference_mode():
             return [np.asarray(picture) for picture in pipe(**arguments).images]
-
-
-def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape
-    error = np.square(ours.astype(np.float64) - theirs.astype(np.float64)).mean()
-    return float(10 * np.log10(255**2 / error)) if error else 99.0
 
 
 def assert_equal_pictures(side: Side, request: Request) -> None:

@@ -3,48 +3,36 @@
 The ordinary run has few jobs. `SOAK_JOBS=500 pytest tests/soak` has many.
 """
 
-import base64
-import io
 import json
 import os
 import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pytest
-from PIL import Image
 
-from tests.support.platform import PlatformStandIn, platform
+from tests.support.pictures import data_uri, noise_picture
+from tests.support.platform import PlatformStandIn
+from tests.support.processes import WorkerProcess
+
+pytestmark = pytest.mark.slow
 
 JOBS = int(os.environ.get("SOAK_JOBS", "60"))
 CONCURRENCY = 6
 STOPPED_EVERY = 10
 SAMPLERS = ("ddim", "ddpm", "euler", "euler_a_karras", "heun", "dpmpp_2m_karras")
 
+# How long the test waits before it fails: long, because the machine may be busy.
 PATIENCE_S, PATIENCE_A_JOB_S = 300.0, 5.0
-"""How long the test waits before it fails: long, because the machine may be busy."""
 
+# What the worker may hold more after the last job than after the first half of them: allocators keep some of what the
+# largest forwards needed, whichever jobs happen to share one.
 GROWTH_MB = 24.0
-"""What the worker may hold more after the last job than after the first half of them: allocators keep some of what the
-largest forwards needed, whichever jobs happen to meet in one."""
 
-Start = Callable[..., Any]
-
-
-@pytest.fixture
-def runpod() -> Iterator[PlatformStandIn]:
-    with platform() as stand_in:
-        yield stand_in
-
-
-def picture_uri() -> str:
-    file = io.BytesIO()
-    Image.effect_noise((72, 64), 100).save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+Start = Callable[..., WorkerProcess]
 
 
 def mixed_job(index: int, rng: random.Random) -> dict[str, Any]:
@@ -55,7 +43,7 @@ def mixed_job(index: int, rng: random.Random) -> dict[str, Any]:
         "steps": rng.randint(1, 6),
         "sampler": rng.choice(SAMPLERS),
         "scale": rng.choice((1.0, 7.5)),
-        "width": rng.choice((72, 96, 128)),  # at 64x64 the tiny network's last level has one value a group
+        "width": rng.choice((72, 96, 128)),
         "num_images": rng.choice((1, 1, 1, 2)),
         "output_format": rng.choice(("png", "jpeg", "webp")),
     }
@@ -65,14 +53,14 @@ def mixed_job(index: int, rng: random.Random) -> dict[str, Any]:
         return {**job, "uid": f"refused-{index}", "steps": 0}
     if index % 7 == 3:
         del job["width"]
-        job |= {"image": picture_uri(), "strength": 0.5}
+        job |= {"image": data_uri(noise_picture(72, 64)), "strength": 0.5}
     return {**job, "uid": f"drawn-{index}"}
 
 
 class Soak:
     """The jobs of one run, and what the platform has seen of them."""
 
-    def __init__(self, runpod: PlatformStandIn, worker: Any) -> None:
+    def __init__(self, runpod: PlatformStandIn, worker: WorkerProcess) -> None:
         rng = random.Random(0)
         self.jobs = [mixed_job(index, rng) for index in range(JOBS)]
         self._runpod, self._worker = runpod, worker
@@ -108,11 +96,6 @@ class Soak:
         return len(self.answers)
 
 
-def resident_mb(worker: Any) -> float:
-    resident: float = psutil.Process(worker.process.pid).memory_info().rss / 1e6
-    return resident
-
-
 def test_every_job_is_answered_once_and_nothing_is_kept(start_worker: Start, runpod: PlatformStandIn) -> None:
     settings = {"SD_MAX_CONCURRENCY": str(CONCURRENCY), "SD_MAX_BATCH": "4"}
     # oneDNN keeps the kernels of the last 1,024 shapes, which these jobs take long to fill: fewer are soon all there.
@@ -120,9 +103,9 @@ def test_every_job_is_answered_once_and_nothing_is_kept(start_worker: Start, run
     soak = Soak(runpod, worker)
     half = JOBS // 2
     soak.run(soak.jobs[:half])
-    warm = resident_mb(worker)
+    warm = worker.resident_bytes / 1e6
     soak.run(soak.jobs[half:])
-    held = resident_mb(worker)
+    held = worker.resident_bytes / 1e6
 
     # Nothing more comes: not of the stopped jobs, and nothing twice.
     after = {"prompt": "x", "steps": 1, "uid": "drawn-after"}

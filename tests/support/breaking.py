@@ -3,12 +3,13 @@
 BREAKS = """
 import runpy, sys
 from sd_core.engine.engine import Engine
+from sd_core.engine.scheduler import Scheduler
 
 warm_up = Engine.warm_up
 
 def break_then(self):
     warm_up(self)
-    Engine._tick = lambda self, batch: [][0]
+    Scheduler.next_batch = lambda self: [][0]
 
 Engine.warm_up = break_then
 """

@@ -33,7 +33,15 @@ TINY = Architecture(
     VAEConfig(channels=(32, 32, 64, 64)),
     native_size=64,
 )
-"""v1.5's layout at a size that draws in a moment; its vocabulary is that of `tokenizer_files.byte_vocabulary`."""
+"""v1.5's layout at a size that generates in a moment; its vocabulary is a tokenizer's without merges."""
+
+SMALLEST = Architecture(
+    CLIPConfig(vocab_size=514, width=64, layers=1, heads=1, mlp_width=64),
+    UNetConfig(channels=(32, 32, 32, 32), num_res_blocks=1, attention_levels=(2,), context_dim=64),
+    VAEConfig(channels=(32, 32, 32, 32), num_res_blocks=1),
+    native_size=64,
+)
+"""The quickest network that is still a v1.x model, for tests of what surrounds it."""
 
 # The first pattern found in a weight's name gives the size of what the layer makes from input of unit size, 1 where
 # none is found. Layers that write into a residual stream make it faint; those that carry it on keep its size, and

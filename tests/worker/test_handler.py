@@ -1,7 +1,6 @@
 """`handler.py` through the real SDK, in processes of their own, with tiny random weights."""
 
 import base64
-import io
 import json
 import shutil
 import subprocess
@@ -16,17 +15,11 @@ import requests
 from PIL import Image
 
 from tests.support import breaking
-from tests.support.pictures import picture_of
+from tests.support.pictures import data_uri, noise_picture, picture_of
 from tests.support.platform import KEY, POD, PlatformStandIn
 
 ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[..., Any]
-
-
-def data_uri(width: int, height: int) -> str:
-    file = io.BytesIO()
-    Image.effect_noise((width, height), 100).save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def stored_by(worker: Any, tmp_path: Path) -> Path:
@@ -38,7 +31,7 @@ def stored_by(worker: Any, tmp_path: Path) -> Path:
     return stored
 
 
-def test_alone_it_draws_the_test_input_and_says_where_it_is(start_worker: Start, tmp_path: Path) -> None:
+def test_alone_it_runs_the_test_input_and_names_the_stored_picture(start_worker: Start, tmp_path: Path) -> None:
     worker = start_worker("handler.py")
     assert worker.exit_code() == 0, worker.printed
     stored = stored_by(worker, tmp_path)
@@ -50,7 +43,7 @@ def test_alone_it_draws_the_test_input_and_says_where_it_is(start_worker: Start,
 
 
 def test_a_test_input_with_a_picture_at_debug(start_worker: Start, tmp_path: Path) -> None:
-    picture = data_uri(80, 72)
+    picture = data_uri(noise_picture(80, 72))
     job = {"input": {"prompt": "a s3cret wish", "image": picture, "strength": 0.5, "steps": 2}}
     worker = start_worker("handler.py", "--test_input", json.dumps(job), SD_DEBUG="1")
     assert worker.exit_code() == 0, worker.printed
@@ -65,7 +58,10 @@ def test_a_test_input_with_a_picture_at_debug(start_worker: Start, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("job", "reason"),
-    [({"input": {"prompt": "x", "steps": "25"}}, "invalid_input: steps: '25'"), ({"input": None}, "no input")],
+    [
+        ({"input": {"prompt": "x", "steps": "25"}}, "invalid_input: steps: '25'"),
+        ({"input": []}, "a list is not an object"),
+    ],
 )
 def test_a_bad_test_input_ends_with_an_error(start_worker: Start, tmp_path: Path, job: Any, reason: str) -> None:
     worker = start_worker("handler.py", "--test_input", json.dumps(job))
@@ -73,6 +69,30 @@ def test_a_bad_test_input_ends_with_an_error(start_worker: Start, tmp_path: Path
     assert reason in worker.printed
     assert "Traceback" not in worker.printed
     assert list((tmp_path / "outputs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--test_input", "{bad"], "--test_input is not JSON: Expecting property name enclosed in double quotes"),
+        (["--test_input", "[]"], "--test_input is not a JSON object"),
+        (["--test_input", ""], "--test_input is empty"),
+        (["--test_input"], "--test_input: expected one argument"),
+        ([], "test_input.json is not JSON"),
+    ],
+)
+def test_a_broken_test_job_is_one_line_before_the_model_is_loaded(
+    process_environ: dict[str, str], tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    (tmp_path / "test_input.json").write_text("{'input': {}}")
+    environ = {**process_environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "handler.py"), *arguments]
+    ended = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1
+    (printed,) = ended.stderr.splitlines()
+    assert line in printed
+    assert ended.stdout == ""
+    assert not (tmp_path / "outputs").exists()
 
 
 def without_traceback(worker: Any) -> str:
@@ -97,7 +117,7 @@ def test_a_start_without_a_model_ends_with_one_message(start_worker: Start, tmp_
     message = without_traceback(on_runpod)
     assert "/runpod-volume/weights" in message
     assert "/workspace/weights" in message
-    assert "the demo model never stands in" in message
+    assert "the demo model is never used instead" in message
     assert "demo/weights" not in message
 
 
@@ -105,15 +125,15 @@ def test_a_child_process_loads_no_model(process_environ: dict[str, str], tmp_pat
     script = tmp_path / "parent.py"
     script.write_text(
         "import multiprocessing, sys\n"
-        "def child(told):\n"
+        "def child(queue):\n"
         "    import handler\n"
-        "    told.put(['torch' in sys.modules, handler.service.cache_info().currsize])\n"
+        "    queue.put(['torch' in sys.modules, handler.service.cache_info().currsize])\n"
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('spawn')\n"
-        "    told = context.Queue()\n"
-        "    process = context.Process(target=child, args=(told,))\n"
+        "    queue = context.Queue()\n"
+        "    process = context.Process(target=child, args=(queue,))\n"
         "    process.start()\n"
-        "    print(told.get(timeout=300))\n"
+        "    print(queue.get(timeout=300))\n"
         "    process.join()\n"
     )
     environ = {**process_environ, "PYTHONPATH": str(ROOT), "SD_WEIGHTS": str(tmp_path / "nowhere")}
@@ -121,7 +141,9 @@ def test_a_child_process_loads_no_model(process_environ: dict[str, str], tmp_pat
     assert printed.stdout.strip() == "[False, 0]", printed.stderr
 
 
-def test_importing_the_handler_warms_the_model_and_draws(process_environ: dict[str, str], tmp_path: Path) -> None:
+def test_importing_the_handler_warms_up_the_model_and_it_generates(
+    process_environ: dict[str, str], tmp_path: Path
+) -> None:
     script = tmp_path / "importer.py"
     script.write_text(
         "import asyncio, handler\n"

@@ -1,11 +1,9 @@
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
-from runpod.serverless.modules.rp_logger import RunPodLogger
 
-from worker.log import SDK_LEVELS, configure, configure_sdk, job_line, log, without_pictures
+from worker.log import configure, job_line, log, without_pictures
 
 
 def test_a_job_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,26 +42,3 @@ def test_configuring_twice_does_not_write_twice(capsys: pytest.CaptureFixture[st
 def test_pictures_are_shown_as_their_length() -> None:
     assert without_pictures("a" * 255) == "a" * 255
     assert without_pictures(f"{{'image': '{'QUJD' * 1000}'}}") == "{'image': '<4,000 characters of base64>'}"
-
-
-@pytest.fixture
-def sdk_logger() -> Iterator[RunPodLogger]:
-    logger = RunPodLogger()
-    kept = dict(vars(logger))
-    yield logger
-    vars(logger).clear()
-    vars(logger).update(kept)
-
-
-@pytest.mark.parametrize("level", sorted(SDK_LEVELS))
-def test_the_sdks_logger_takes_our_level_and_prints_no_picture(
-    level: str, sdk_logger: RunPodLogger, capsys: pytest.CaptureFixture[str]
-) -> None:
-    configure_sdk(sdk_logger, level)
-    assert sdk_logger.level == SDK_LEVELS[level]
-    sdk_logger.debug(f"job: {'QUJD' * 1000}")
-    sdk_logger.error("failed", "job-1")
-    printed = capsys.readouterr().out
-    assert "QUJD" not in printed
-    assert ("4,000 characters of base64" in printed) == (level == "DEBUG")
-    assert "job-1 | failed" in printed

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sd_core.errors import OutOfMemory
 from sd_core.request import MAX_SEED
-from tests.support.pictures import picture_of
+from tests.support.pictures import data_uri, picture_of
 from worker.identity import ModelIdentity
 from worker.log import configure
 from worker.service import Service, run_job
@@ -26,10 +26,8 @@ def run(service: Service, payload: Any, **job: Any) -> dict[str, Any]:
     return response
 
 
-def data_uri(width: int = 64, height: int = 32, colour: str = "red") -> str:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def plain(width: int = 64, height: int = 32) -> Image.Image:
+    return Image.new("RGB", (width, height), "red")
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -71,7 +69,7 @@ def test_the_response_names_the_model_that_the_job_asked_for(service: Service, e
 
 
 def test_an_image_makes_it_image_to_image(service: Service, engine: Any) -> None:
-    response = run(service, {"prompt": "x", "image": data_uri(131, 70), "strength": 0.5})
+    response = run(service, {"prompt": "x", "image": data_uri(plain(131, 70)), "strength": 0.5})
     request = engine.requests[0]
     assert (request.width, request.height, request.strength) == (128, 64, 0.5)
     assert request.image.shape == (64, 128, 3)
@@ -80,13 +78,13 @@ def test_an_image_makes_it_image_to_image(service: Service, engine: Any) -> None
 
 
 def test_an_image_is_resized_to_the_requested_size(service: Service, engine: Any) -> None:
-    run(service, {"prompt": "x", "init_images": [data_uri()], "width": 72, "height": 80})
+    run(service, {"prompt": "x", "init_images": [data_uri(plain())], "width": 72, "height": 80})
     assert engine.requests[0].image.shape == (80, 72, 3)
 
 
 def test_a_large_image_is_scaled_under_the_pixel_limit(make_service: Callable[..., Service], engine: Any) -> None:
     service = make_service(SD_MAX_PIXELS=str(2 * 128 * 64))
-    run(service, {"prompt": "x", "image": data_uri(512, 256), "num_images": 2})
+    run(service, {"prompt": "x", "image": data_uri(plain(512, 256)), "num_images": 2})
     assert engine.requests[0].image.shape == (64, 128, 3)
 
 
@@ -232,7 +230,7 @@ def test_prompts_are_logged_only_at_debug_and_images_never(
     make_service: Callable[..., Service], level: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service = make_service(LOG_LEVEL=level)
-    picture = data_uri()
+    picture = data_uri(plain())
     sent = run(service, {"prompt": "s3cret wish", "negative_prompt": "s3cret fear", "image": picture})
     run(service, {"prompt": "s3cret wish", "image": picture, "steps": 0})
     run(service, {"prompt": "s3cret wish\0", "image": "s3cret"})

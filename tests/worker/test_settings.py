@@ -14,7 +14,7 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
     assert settings == Settings(
         weights=None,
         search=(tmp_path / "volume" / "weights", tmp_path / "workspace" / "weights", BUNDLED_WEIGHTS),
-        checkpoint=None,
+        checkpoints=(),
         outputs=Path("outputs").absolute(),
         on_runpod=False,
     )
@@ -28,7 +28,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         SD_MAX_BATCH="3", SD_MAX_CONCURRENCY="5", SD_MAX_JOBS="6", SD_MAX_PIXELS="65536", SD_MAX_RESPONSE_MB="0.5",
         LOG_LEVEL="warn", PORT="9000",
     )  # fmt: skip
-    assert (settings.weights, settings.checkpoint, settings.outputs) == (Path("/w"), "a.ckpt", Path("/o"))
+    assert (settings.weights, settings.checkpoints, settings.outputs) == (Path("/w"), ("a.ckpt",), Path("/o"))
     assert (settings.device, settings.dtype, settings.log_level, settings.port) == ("cuda", "bf16", "WARNING", 9000)
     assert (settings.max_batch, settings.max_concurrency, settings.max_jobs) == (3, 5, 6)
     assert settings.max_pixels == 65536
@@ -51,6 +51,17 @@ def test_a_mounted_volume_takes_the_outputs(tmp_path: Path) -> None:
     (tmp_path / "volume").mkdir()
     assert read(tmp_path).outputs == tmp_path / "volume" / "outputs"
     assert read(tmp_path, SD_OUTPUTS="/elsewhere").outputs == Path("/elsewhere")
+
+
+def test_several_checkpoints_have_a_colon_between_them(tmp_path: Path) -> None:
+    assert read(tmp_path, SD_CHECKPOINT="b.safetensors: a file.ckpt :").checkpoints == ("b.safetensors", "a file.ckpt")
+    assert read(tmp_path, SD_CHECKPOINT=" : ").checkpoints == ()
+
+
+def test_the_queue_and_the_realtime_port_are_sources_of_jobs(tmp_path: Path) -> None:
+    assert not read(tmp_path, RUNPOD_POD_ID="pod").has_queue
+    assert read(tmp_path, RUNPOD_WEBHOOK_GET_JOB="url").has_queue
+    assert read(tmp_path, RUNPOD_REALTIME_PORT="8000").has_queue
 
 
 @pytest.mark.parametrize("name", ["RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_POD_ID", "RUNPOD_ENDPOINT_ID"])
@@ -88,7 +99,8 @@ BAD = {
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*BAD.items(), ("SD_CHECKPOINT", ".."), ("SD_MAX_BATCH", "1.5"), ("SD_MAX_BATCH", "9" * 5000),
+    [*BAD.items(), ("SD_CHECKPOINT", ".."), ("SD_CHECKPOINT", "a.ckpt:b/c.ckpt"), ("SD_CHECKPOINT", "a.ckpt:.."),
+     ("SD_MAX_BATCH", "1.5"), ("SD_MAX_BATCH", "9" * 5000),
      ("SD_MAX_RESPONSE_MB", "0"), ("SD_MAX_RESPONSE_MB", "-1"), ("SD_MAX_RESPONSE_MB", "inf"),
      ("SD_MAX_RESPONSE_MB", "ten"), ("PORT", "-1")],
 )  # fmt: skip

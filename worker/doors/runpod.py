@@ -1,33 +1,58 @@
-"""RunPod's own worker loop with two things more: jobs can tell their progress, and the end loses no job.
+"""RunPod's SDK, and all that depends on its inside: its logger, its worker loop, how a job's progress is posted.
 
-At SIGTERM the SDK's loop lets its two long polls run on, for up to 90 s. What the one for jobs still brings, once the
-queue was seen empty, it never runs; the one for stop signals it awaits with nothing left to stop. Here both end at
-once, and a job that had come already is run like any other.
+The SDK's loop gets two additions: jobs can post their progress, and a stop loses no job. At SIGTERM the SDK lets its
+two long polls run on, for up to 90 s. A job that the one for jobs still brings after the queue was seen empty is never
+run, and the one for stop signals is awaited with nothing left to stop. Here both polls end at once, and a job that has
+already come is run like any other.
 """
 
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import runpod.serverless
 from runpod.serverless.modules import rp_scale
 from runpod.serverless.modules.rp_http import send_result
 from runpod.serverless.modules.rp_job import handle_job
+from runpod.serverless.modules.rp_logger import RunPodLogger
 
-from worker.progress import Message
+from worker.log import without_pictures
+
+if TYPE_CHECKING:  # this module is imported beside the loading of the model, and brings nothing but the SDK
+    from worker.progress import Message
+    from worker.service import Service
 
 Job = dict[str, Any]
+# Called with a job, and with `send=` for its progress if the job comes from the platform's queue.
 Handler = Callable[..., Awaitable[dict[str, Any]]]
-"""Called with a job, and with `send=` for its progress where the job comes from the platform's queue."""
+
+LEVELS = {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
 
 
-def start(handler: Handler, max_concurrency: int) -> None:
-    """Start the SDK in the way that its arguments and the environment ask for; returns when told to stop."""
+def run(handler: Handler, service: "Service") -> int:
+    """Run the SDK as its arguments and the environment say until it is told to stop. Returns the exit code."""
+    configure_logger(RunPodLogger(), service.settings.log_level)
     rp_scale.JobScaler = RunPodLoop
-    # Constant: at every change of it the SDK waits until all jobs in flight have ended.
-    runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda _: max_concurrency})
+    concurrency = service.settings.max_concurrency
+    # The value is constant: at every change of it the SDK waits until all jobs in flight have ended.
+    runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda _: concurrency})
+    return 0 if service.engine.failure is None else 1
+
+
+def configure_logger(logger: Any, level: str) -> None:
+    """Give the SDK's logger our level, and let it print only the length of pictures.
+
+    At its default level it prints jobs and results as they are.
+    """
+    write = logger.log
+
+    def log_without_pictures(message: Any, message_level: str = "INFO", job_id: str | None = None) -> None:
+        write(without_pictures(str(message)), message_level, job_id)
+
+    logger.log = log_without_pictures
+    logger.set_level(LEVELS[level])
 
 
 class RunPodLoop(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no types
@@ -54,9 +79,9 @@ class RunPodLoop(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no typ
 
 
 class Polls:
-    """A client session for long polls: once `ended` is set, one that has no answer yet ends as by a timeout.
+    """A client session for long polls: once `ended` is set, a poll that has no answer yet ends as if it timed out.
 
-    One whose answer has begun to arrive is read to its end: it may hold jobs.
+    One whose answer has begun to arrive is read to its end: it may contain jobs.
     """
 
     def __init__(self, session: Any, ended: asyncio.Event) -> None:
@@ -83,6 +108,6 @@ async def _handle_job(session: Any, config: dict[str, Any], job: Job) -> None:
     await handle_job(session, {**config, "handler": handler}, job)
 
 
-async def _send_progress(session: Any, job: Job, message: Message) -> None:
-    """What the SDK's `progress_update` sends; that does it from a thread that nobody can wait for."""
+async def _send_progress(session: Any, job: Job, message: "Message") -> None:
+    """Post what the SDK's `progress_update` posts from a thread, whose end cannot be awaited."""
     await send_result(session, {"status": "IN_PROGRESS", "output": message}, job)

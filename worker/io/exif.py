@@ -1,6 +1,6 @@
 """The orientation of an image, from EXIF or XMP metadata of which any other part may be damaged.
 
-Only one tag matters for drawing, so only that one is read: whatever else the metadata holds cannot make an image
+Only one tag matters for decoding, so only that one is read: whatever else the metadata holds cannot make an image
 unusable. Nothing here raises for any bytes.
 """
 

@@ -1,4 +1,4 @@
-"""JPEG: decoded from a file reduced to the segments that drawing needs, with or without its end marker.
+"""JPEG: decoded from a file reduced to the segments that decoding needs, with or without its end marker.
 
 Application segments and comments are dropped before Pillow reads the file, except the two that say how colours are
 stored (JFIF's APP0, Adobe's APP14): damage in the others does not matter. Specification: ITU-T T.81, annex B.
@@ -51,8 +51,8 @@ def first_frame(data: bytes, ground: int) -> Frame:
             kept.append(data[segment.start : segment.end])
     else:
         raise InvalidImage("image: the JPEG is broken or truncated: it holds no image data")
-    drawn = b"".join(kept) + data[segment.start :]
-    return Frame(flattened(_decode(drawn), ground), orientation_of(exif, xmp))
+    reduced = b"".join(kept) + data[segment.start :]
+    return Frame(flattened(_decode(reduced), ground), orientation_of(exif, xmp))
 
 
 def _segments(data: bytes) -> Iterator[Segment]:

@@ -1,7 +1,7 @@
-"""PNG and APNG: the first frame, decoded from a file reduced to the chunks that drawing needs.
+"""PNG and APNG: the first frame, decoded from a file reduced to the chunks that decoding needs.
 
 All other chunks (text, colour profiles, dates, unknown ones) are dropped before Pillow reads the file: damage in them
-does not matter, and compressed ones are not expanded. The drawing chunks must be complete and their checksums right.
+does not matter, and compressed ones are not expanded. The image chunks must be complete and their checksums right.
 Specification: https://www.w3.org/TR/png-3/.
 """
 

@@ -1,6 +1,6 @@
-"""TIFF: the first image, whatever kind of samples it has; a kind that would be drawn wrong is refused by name.
+"""TIFF: the first image, whatever kind of samples it has; a kind that would be decoded wrong is refused by name.
 
-Pillow reads the file after its directory has been written anew with the drawing tags alone (`tiff_tags`), so damaged
+Pillow reads the file after its directory has been written anew with those tags alone (`tiff_tags`), so damaged
 metadata does not matter. Gray samples that Pillow cannot show are read as integers of the same size and converted here.
 """
 

@@ -1,4 +1,4 @@
-"""TIFF's directory of tags: read from any TIFF or BigTIFF file, written anew with the tags that drawing needs.
+"""TIFF's directory of tags: read from any TIFF or BigTIFF file, written anew with the tags that decoding needs.
 
 Specification: TIFF revision 6.0 and its supplements; BigTIFF by the LibTIFF project.
 """
@@ -57,7 +57,7 @@ class Directory:
 
 
 def read_directory(data: bytes) -> Directory:
-    """The tags of a file's first image. Raises `InvalidImage` if one that drawing needs cannot be read."""
+    """The tags of a file's first image. Raises `InvalidImage` if one that decoding needs cannot be read."""
     try:
         return _Reader(data).directory()
     except struct.error as error:

@@ -1,4 +1,4 @@
-"""WebP: decoded from a file reduced to the chunks that drawing needs.
+"""WebP: decoded from a file reduced to the chunks that decoding needs.
 
 Metadata and unknown chunks are dropped before Pillow reads the file, and its sizes are written anew: libwebp refuses
 the whole file if one of them is cut. Specification: RFC 9649, section 2.

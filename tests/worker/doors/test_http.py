@@ -3,45 +3,22 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.client import HTTPConnection
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
-import uvicorn
 
-from worker.doors import http as serve
-from worker.doors.http import create_app
+from tests.support.http import post, serving
+from worker.doors import body as bodies
 from worker.service import Service
-from worker.startup import StartupError
-
-
-@contextmanager
-def serving(load: Callable[[], Service], max_jobs: int = 64) -> Iterator[str]:
-    stopped = threading.Event()
-    server = uvicorn.Server(uvicorn.Config(create_app(load, stopped.set, max_jobs), port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+from worker.settings import StartupError
 
 
 @pytest.fixture
 def url(service: Service) -> Iterator[str]:
     with serving(lambda: service) as url:
         yield url
-
-
-def post(url: str, body: bytes | str, content_type: str | None = "application/json") -> requests.Response:
-    headers = {} if content_type is None else {"Content-Type": content_type}
-    return requests.post(f"{url}/inference", data=body, headers=headers, timeout=30)
 
 
 def assert_failure(response: requests.Response, status: int, reason: str) -> None:
@@ -61,7 +38,7 @@ def test_a_job_is_flat_in_the_body(url: str) -> None:
     assert (body["message"], body["uid"], body["seed"]) == ("success", "u", 4)
 
 
-def test_json_without_a_content_type_and_of_a_kind_of_json(url: str) -> None:
+def test_json_needs_no_content_type_and_may_have_a_derived_one(url: str) -> None:
     body = json.dumps({"prompt": "x"})
     assert post(url, body, None).status_code == 200
     assert post(url, body, "application/vnd.api+json; charset=utf-8").status_code == 200
@@ -98,7 +75,7 @@ def test_another_content_type_is_refused(url: str, content_type: str) -> None:
 
 
 def test_the_body_is_limited_whether_or_not_its_length_is_declared(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(bodies, "MAX_BODY_BYTES", 1000)
     assert_failure(post(url, "x" * 1001), 413, "over the limit of 1,000 bytes")
     chunks = (b"x" * 300 for _ in range(5))
     response = requests.post(f"{url}/inference", data=chunks, headers={"Content-Type": "application/json"}, timeout=30)
@@ -109,8 +86,8 @@ def test_the_body_is_limited_whether_or_not_its_length_is_declared(url: str, mon
     ("method", "path", "status"),
     [("GET", "/inference", 405), ("POST", "/ping", 405), ("GET", "/", 404), ("GET", "/docs", 404)],
 )
-def test_what_is_not_there_is_a_failure_too(url: str, method: str, path: str, status: int) -> None:
-    assert_failure(requests.request(method, url + path, timeout=30), status, "there are POST /inference and GET /ping")
+def test_unknown_routes_and_methods_are_failures_too(url: str, method: str, path: str, status: int) -> None:
+    assert_failure(requests.request(method, url + path, timeout=30), status, "only POST /inference and GET /ping")
 
 
 def test_an_internal_error_is_a_500(url: str, engine: Any) -> None:
@@ -120,7 +97,7 @@ def test_an_internal_error_is_a_500(url: str, engine: Any) -> None:
     assert "s3cret" not in response.text
 
 
-def test_a_full_engine_is_a_503_that_says_when_to_come_again(url: str, engine: Any) -> None:
+def test_a_full_engine_is_a_503_with_retry_after(url: str, engine: Any) -> None:
     engine.full = True
     response = post(url, '{"prompt": "x"}')
     assert_failure(response, 503, "busy: enough jobs wait already")
@@ -129,26 +106,7 @@ def test_a_full_engine_is_a_503_that_says_when_to_come_again(url: str, engine: A
     assert post(url, '{"prompt": "x"}').status_code == 200
 
 
-def test_more_requests_than_jobs_are_held_are_refused_before_their_bodies_are_read(
-    service: Service, engine: Any
-) -> None:
-    engine.hangs = True
-    with serving(lambda: service, max_jobs=1) as url, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(post, url, '{"prompt": "x"}')
-        assert engine.asked.wait(30)
-        connection = HTTPConnection(url.removeprefix("http://"), timeout=30)
-        connection.request("POST", "/inference", headers={"Content-Type": "application/json", "Content-Length": "9"})
-        refused = connection.getresponse()
-        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
-        assert b"busy: 1 requests are under way already" in refused.read()
-        connection.close()
-        engine.hanging.set_result(engine.drawn(engine.requests[0]))
-        assert first.result().status_code == 200
-        engine.hangs = False
-        assert post(url, '{"prompt": "x"}').status_code == 200
-
-
-def test_ping_tells_when_the_model_is_loaded_and_jobs_wait_for_it(service: Service) -> None:
+def test_ping_is_200_once_the_model_is_loaded_and_jobs_wait_for_it(service: Service) -> None:
     loaded = threading.Event()
 
     def load() -> Service:

@@ -1,10 +1,12 @@
-"""What the worker adds to the SDK's loop, in this process, and the whole of it through the real thing."""
+"""What the worker changes of the SDK, in this process and through a real worker."""
 
+import ast
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +15,58 @@ from tests.support.pictures import picture_of
 from tests.support.platform import PlatformStandIn
 
 Start = Callable[..., Any]
-LONG = {"prompt": "x", "steps": 150, "width": 256, "height": 256, "sampler": "heun"}
-"""Some seconds of work, wherever it runs."""
+ROOT = Path(__file__).resolve().parents[3]
+LONG = {"prompt": "x", "steps": 150, "width": 256, "height": 256, "sampler": "heun"}  # some seconds on any machine
 
 
 @pytest.fixture(scope="module")
 def loop_module() -> Any:
-    from worker.doors import runpod as runpod_loop  # the SDK's import takes a second
+    from worker.doors import runpod as module  # the SDK's import takes a second
 
-    return runpod_loop
+    return module
+
+
+def test_only_one_module_imports_the_sdk() -> None:
+    def imports_sdk(path: Path) -> bool:
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module)
+        return any(name.split(".")[0] == "runpod" for name in names)
+
+    files = [
+        ROOT / "handler.py",
+        *(path for name in ("worker", "builder", "sd_core") for path in (ROOT / name).rglob("*.py")),
+    ]
+    importing = {path.relative_to(ROOT).as_posix() for path in files if imports_sdk(path)}
+    assert importing == {"worker/doors/runpod.py"}
+
+
+@pytest.fixture
+def sdk_logger() -> Iterator[Any]:
+    from runpod.serverless.modules.rp_logger import RunPodLogger
+
+    logger = RunPodLogger()
+    kept = dict(vars(logger))
+    yield logger
+    vars(logger).clear()
+    vars(logger).update(kept)
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"])
+def test_the_sdks_logger_takes_our_level_and_prints_no_picture(
+    level: str, sdk_logger: Any, loop_module: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop_module.configure_logger(sdk_logger, level)
+    assert sdk_logger.level == loop_module.LEVELS[level]
+    sdk_logger.debug(f"job: {'QUJD' * 1000}")
+    sdk_logger.error("failed", "job-1")
+    printed = capsys.readouterr().out
+    assert "QUJD" not in printed
+    assert ("4,000 characters of base64" in printed) == (level == "DEBUG")
+    assert "job-1 | failed" in printed
 
 
 class Session:
@@ -142,6 +187,7 @@ def test_the_sdks_own_loop_would_lose_it(loop_module: Any) -> None:
     assert asyncio.run(run_with_a_job_that_comes_at_the_end(JobScaler({}))) == []
 
 
+@pytest.mark.slow
 def test_progress_is_posted_in_order_and_never_after_the_result(start_worker: Start, runpod: PlatformStandIn) -> None:
     worker = start_worker("handler.py", **runpod.environ())
     runpod.add("seen", {**LONG, "preview": True})
@@ -162,6 +208,7 @@ def test_progress_is_posted_in_order_and_never_after_the_result(start_worker: St
     assert runpod.late == []
 
 
+@pytest.mark.slow
 def test_at_its_end_the_worker_answers_every_job_that_it_was_handed(
     start_worker: Start, runpod: PlatformStandIn
 ) -> None:
