@@ -7,6 +7,7 @@ out and brought to the drawn size, and the masked part is filled. Afterwards wha
 import hashlib
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from sd_core.device import upload
 from sd_core.pipeline import masks
 from sd_core.pipeline.images import to_pixels
 from sd_core.pipeline.masks import Box
+from sd_core.pipeline.once import Once
 from sd_core.pipeline.sizes import resized
 from sd_core.pipeline.start import Source
 from sd_core.request import Request
@@ -38,12 +40,16 @@ class Canvas:
     opaque: np.ndarray
     box: Box
 
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for equal canvases."""
+        return tuple(digest(each) for each in (self.image, self.shown, self.mask))
+
     def source(self, fill: str, device: torch.device, *, shows_kept: bool) -> Source:
         """The same on a device. With `shows_kept` the UNet takes the kept pixels, else it needs none."""
         mask = upload(torch.from_numpy(self.mask), device)[None, None].float() / masks.SHADES
         kept = to_pixels(self.shown, device) * (mask < 0.5) if shows_kept else None
-        key = tuple(digest(each) for each in (self.image, self.shown, self.mask))
-        return Source(key, to_pixels(self.image, device), mask, fill, kept)
+        return Source(self.key, to_pixels(self.image, device), mask, fill, kept)
 
     def put_back(self, drawn: np.ndarray) -> np.ndarray:
         """The answer, from what was drawn uint8 (H, W, 3)."""
@@ -57,10 +63,13 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Masked:
-    """A canvas, and what a run starts from; None if its mask is black, so that there is nothing to draw."""
+    """A canvas, and what makes its source; None if its mask is black, so that there is nothing to draw.
+
+    The source belongs to the drawing thread, which alone uses the device.
+    """
 
     canvas: Canvas
-    source: Source | None
+    source: Once[Source] | None
 
 
 def masked(request: Request, device: torch.device, *, shows_kept: bool) -> Masked:
@@ -68,7 +77,8 @@ def masked(request: Request, device: torch.device, *, shows_kept: bool) -> Maske
     canvas = canvas_of(request)
     if not canvas.opaque.any():
         return Masked(canvas, None)
-    return Masked(canvas, canvas.source(request.inpaint_fill, device, shows_kept=shows_kept))
+    assert canvas.key  # computed here on the host, because it takes a while
+    return Masked(canvas, Once(partial(canvas.source, request.inpaint_fill, device, shows_kept=shows_kept)))
 
 
 def canvas_of(request: Request) -> Canvas:

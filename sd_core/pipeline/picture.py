@@ -46,5 +46,5 @@ def masked_picture(prepare: Callable[[], Masked], drawn: Callable[[Source], Pict
     canvas = masked.canvas
     if masked.source is None:
         return HostTask(canvas.sent.copy)
-    last = yield from drawn(masked.source)
+    last = yield from drawn(masked.source())
     return HostTask(lambda: canvas.put_back(last.run()))
