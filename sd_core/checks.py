@@ -113,6 +113,7 @@ def _by_field(
 
 def check_value(field: Field, value: Any) -> Any:
     """The value as its field holds it: 25.0 is the int 25, an int is a float. Raises `Unfit`."""
+    value = next((meant for spelled, meant in field.spellings if same(spelled, value)), value)
     if field.type is int:
         return _integer(field, value)
     if field.type is float:

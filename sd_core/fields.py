@@ -41,6 +41,7 @@ class Field:
 
     - `type` is str, int, float, bool, `np.ndarray` (an image), `Source`, or a dataclass, whose fields are in `record`.
     - `low`, `high` and `above` (exclusive) bound a number, `min_length` and `max_length` a text.
+    - `spellings` are pairs: a value that other tools use, and the value that it means here.
     - Null in a `nullable` field means left out.
     - `aliases` are other names of the field; `name[0]` is a list of exactly one value.
     - `label` is the field's name in an infotext; `to_text` and `from_text` are for a text that is not just the value.
@@ -61,6 +62,7 @@ class Field:
     min_length: int | None = None
     max_length: int | None = None
     choices: tuple[str, ...] = ()
+    spellings: tuple[tuple[Any, Any], ...] = ()
     nullable: bool = False
     meaning: str = ""
     aliases: tuple[str, ...] = ()

@@ -4,11 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sd_core.checks import plain
 from sd_core.fields import ToText, option
-from sd_core.nested import FreeU, Hires
+from sd_core.nested import FreeU, Hires, Outpaint
 
 MAX_SEED = 2**63 - 1
+MASKED = ("mask", "outpaint")
+FILLS = ("fill", "original", "latent_noise", "latent_nothing")
+AREA_LABELS = (("Whole picture", "whole"), ("Only masked", "masked"))
 
 
 def _if_set(name: str, default: object) -> ToText:
@@ -39,6 +44,98 @@ def _variation_seed_to_text(request: Any) -> str | None:
 
 def _variation_to_text(request: Any) -> str | None:
     return plain(request.variation_strength) if request.variation_strength > 0 else None
+
+
+def _outpaint_to_text(request: Any) -> str:
+    assert request.outpaint is not None  # a field without a value has no text
+    return " ".join(f"{side} {pixels}" for side, pixels in vars(request.outpaint).items() if pixels)
+
+
+def _outpaint_from_text(text: str) -> Mapping[str, Mapping[str, int]]:
+    words = text.split()
+    return {"outpaint": {side: int(pixels) for side, pixels in zip(words[::2], words[1::2], strict=True)}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inpainting:
+    """The masked part of an image, and how an image comes to its size."""
+
+    resize_mode: str = option(
+        "stretch",
+        choices=("stretch", "crop", "fill", "latent"),
+        spellings=tuple(enumerate(("stretch", "crop", "fill", "latent"))),
+        label="Resize mode",
+        to_text=lambda request: None if request.resize_mode == "stretch" else request.resize_mode,
+        acts_with=("image",),
+        meaning="how an image comes to `width` and `height`; AUTOMATIC1111's 0..3 are accepted",
+    )
+    mask: np.ndarray | None = option(
+        None,
+        aliases=("mask_image", "mask_url"),
+        private=True,
+        shown=False,
+        meaning="white is repainted, black is kept; needs an image; transparent pixels are black",
+    )
+    mask_blur: int = option(
+        4,
+        low=0,
+        high=64,
+        label="Mask blur",
+        acts_with=MASKED,
+        meaning="pixels; softens the mask for drawing, so that seams are smooth",
+    )
+    mask_blur_x: int | None = option(None, filled="`mask_blur`", low=0, high=64, label="Mask blur X", acts_with=MASKED)
+    mask_blur_y: int | None = option(None, filled="`mask_blur`", low=0, high=64, label="Mask blur Y", acts_with=MASKED)
+    mask_invert: bool = option(
+        default=False,
+        aliases=("inpainting_mask_invert",),
+        spellings=((0, False), (1, True)),
+        label="Mask mode",
+        to_text=lambda request: "Inpaint not masked" if request.mask_invert else None,
+        from_text=lambda text: {"mask_invert": text == "Inpaint not masked"},
+        acts_with=("mask",),
+        meaning="true: black is repainted, white is kept",
+    )
+    inpaint_fill: str = option(
+        "original",
+        choices=FILLS,
+        spellings=(*enumerate(FILLS), *((fill.replace("_", " "), fill) for fill in FILLS[2:])),
+        aliases=("inpainting_fill", "masked_content"),
+        label="Masked content",
+        to_text=lambda request: None if request.inpaint_fill == "original" else request.inpaint_fill.replace("_", " "),
+        from_text=lambda text: {"inpaint_fill": text.replace(" ", "_")},
+        acts_with=MASKED,
+        meaning="what the masked part starts from; AUTOMATIC1111's 0..3 are accepted",
+    )
+    inpaint_area: str = option(
+        "whole",
+        choices=("whole", "masked"),
+        spellings=((False, "whole"), (True, "masked"), (0, "whole"), (1, "masked"), *AREA_LABELS),
+        aliases=("inpaint_full_res", "only_masked"),
+        label="Inpaint area",
+        to_text=lambda request: "Only masked" if request.inpaint_area == "masked" else None,
+        from_text=lambda text: {"inpaint_area": dict(AREA_LABELS).get(text, text)},
+        acts_with=MASKED,
+        meaning="masked: the masked part is drawn at `width` x `height` and put back into the image as it was sent",
+    )
+    inpaint_padding: int = option(
+        32,
+        low=0,
+        high=512,
+        aliases=("inpaint_full_res_padding", "padding_mask_crop"),
+        label="Masked area padding",
+        to_text=lambda request: str(request.inpaint_padding) if request.inpaint_area == "masked" else None,
+        acts_with=MASKED,
+        meaning="pixels around the masked part that are drawn with it; `padding_mask_crop` also asks for that area",
+    )
+    outpaint: Outpaint | None = option(
+        None,
+        label="Outpaint",
+        to_text=_outpaint_to_text,
+        from_text=_outpaint_from_text,
+        acts_with=("image",),
+        meaning="pixels by which the image grows beyond `width` and `height`; the new border is repainted",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

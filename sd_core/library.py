@@ -15,7 +15,7 @@ from sd_core.checks import check, require
 from sd_core.engine.engine import Engine
 from sd_core.fields import Record
 from sd_core.nested import MAX_SIDE
-from sd_core.pipeline.complete import complete, find_model, with_image, without_effect
+from sd_core.pipeline.complete import complete, find_model, implied, unusable, with_image, without_effect
 from sd_core.pipeline.model import ModelInfo, StableDiffusion
 from sd_core.pipeline.upscale import NO_FILES
 from sd_core.request import Request
@@ -57,25 +57,26 @@ class Model:
     def generate(self, prompt: str, **fields: Any) -> list[Image.Image]:
         """Generate images of a prompt.
 
-        The arguments are a job's fields, by the same names and within the same limits; `image` is a PIL image (RGB or
-        L) or uint8 (height, width, 3). What the caller should know of the result is issued by `warnings.warn`. Raises
-        `InvalidRequest` that names each argument that is wrong, `OutOfMemory` and `NotFinite`.
+        The arguments are a job's fields, by the same names and within the same limits; `image` and `mask` are PIL
+        images (RGB or L) or uint8 (height, width, 3). What the caller should know of the result is issued by
+        `warnings.warn`. Raises `InvalidRequest` that names each argument that is wrong, `OutOfMemory` and `NotFinite`.
         """
         checked = check(FIELDS, {"prompt": prompt, **fields})
-        require(checked.problems)
-        values = checked.values
+        require(checked.problems + unusable(checked))
+        values = implied(checked)
         model = find_model(values["model"], [self.info.name])
-        request = complete(Request, values, model, self.info.native_size)
+        request, about = complete(Request, values, model, self.info.native_size), list[str]()
         if values["image"] is not None:
             max_pixels = MAX_SIDE * MAX_SIDE * request.num_images
-            request = with_image(request, _rgb(values["image"]), values["width"], values["height"], max_pixels)
+            image, mask = _rgb(values["image"]), None if values["mask"] is None else _rgb(values["mask"])
+            request, about = with_image(request, image, mask, values["width"], values["height"], max_pixels)
         future = self._running_engine().submit(request)
         try:
             result = future.result()
         except BaseException:  # an interrupt too: nobody waits for the images any more
             future.cancel()
             raise
-        for text in without_effect(FIELDS, checked) + result.warnings:
+        for text in without_effect(FIELDS, checked) + about + result.warnings:
             warnings.warn(text, stacklevel=2)
         return [Image.fromarray(image) for image in result.images]
 

@@ -120,6 +120,16 @@ class Hires:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outpaint:
+    """A border in pixels by which an image grows."""
+
+    left: int = option(0, low=0, high=MAX_SIDE, multiple_of=8)
+    right: int = option(0, low=0, high=MAX_SIDE, multiple_of=8)
+    top: int = option(0, low=0, high=MAX_SIDE, multiple_of=8)
+    bottom: int = option(0, low=0, high=MAX_SIDE, multiple_of=8)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FreeU:
     """The factors of FreeU; the defaults are its authors' for v1.5."""
 

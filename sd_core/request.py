@@ -8,8 +8,8 @@ import numpy as np
 
 from sd_core.checks import plain
 from sd_core.fields import option
-from sd_core.groups import MAX_SEED, Noise, Refining
-from sd_core.nested import MAX_PROMPT, MAX_SIDE, MIN_SIDE
+from sd_core.groups import MAX_SEED, Inpainting, Noise, Refining
+from sd_core.nested import MAX_PROMPT, MAX_SIDE, MIN_SIDE, Outpaint
 
 
 def _size_to_text(request: "Request") -> str:
@@ -112,13 +112,15 @@ class Basic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(Noise, Refining, Basic):
+class Request(Noise, Refining, Inpainting, Basic):
     """One job, validated and with every default filled in.
 
     The fields are a job's, in the order of A1111's infotext: those of the bases, the last one's first, and those below.
     Each field of the core is described by its one line. `width` and `height` are pixels, multiples of 8. `image` is
-    uint8 (height, width, 3) already at that size. Image i is generated from `seed + i`, wrapping at 2**63, or, with a
-    `variation_strength`, from `seed` and `variation_seed + i`. `model` None means the engine's first model.
+    uint8 (height, width, 3) already at that size, except that it has its own where latents are resized (multiples of 8)
+    or a part of it is drawn; `mask` is uint8 of the image's height and width. Image i is generated from `seed + i`,
+    wrapping at 2**63, or, with a `variation_strength`, from `seed` and `variation_seed + i`. `model` None means the
+    engine's first model.
     """
 
     prompt_syntax: str = option(
@@ -136,6 +138,24 @@ class Request(Noise, Refining, Basic):
         to_text=_clip_skip_to_text,
         meaning="the text encoder's layer that is used, counted from the last one; at most as many as it has",
     )
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a part of the image is repainted and the rest is kept."""
+        return self.image is not None and (self.mask is not None or self.outpaint is not None)
+
+    @property
+    def mask_blurs(self) -> tuple[int, int]:
+        """The mask's blur in x and in y, pixels."""
+        x, y = self.mask_blur_x, self.mask_blur_y
+        return self.mask_blur if x is None else x, self.mask_blur if y is None else y
+
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """Width and height in pixels at which it is drawn: the border that an image grows by comes on top."""
+        grows = self.is_masked and self.inpaint_area == "whole"
+        border = self.outpaint if grows and self.outpaint is not None else Outpaint()
+        return self.width + border.left + border.right, self.height + border.top + border.bottom
 
     @property
     def guidance_scale(self) -> float:

@@ -66,6 +66,21 @@ def test_an_image_is_redrawn_at_its_own_size_or_the_one_asked_for(model: sd_core
     assert gray.mode == "RGB"
 
 
+def test_the_masked_part_of_an_image_is_repainted(model: sd_core.Model) -> None:
+    image, mask = Image.new("RGB", (72, 64), (200, 40, 40)), Image.new("L", (72, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    (painted,) = model.generate("a cat", image=image, mask=mask, steps=2, seed=1)
+    changed = (np.asarray(painted) != np.asarray(image)).any(axis=2)
+    assert not changed[np.asarray(mask) == 0].any() and changed[np.asarray(mask) > 0].mean() > 0.9
+    (wider,) = model.generate("a cat", image=image, outpaint={"left": 8}, steps=1, seed=1)
+    assert wider.size == (80, 64) and np.array_equal(np.asarray(wider)[:, 8:], np.asarray(image))
+    with pytest.warns(UserWarning, match="mask selects no pixel"):
+        (same,) = model.generate("a cat", image=image, mask=np.zeros((64, 72, 3), np.uint8))
+    assert np.array_equal(np.asarray(same), np.asarray(image))
+    with pytest.raises(sd_core.InvalidRequest, match="mask: needs an image"):
+        model.generate("a cat", mask=mask)
+
+
 def test_wrong_arguments_are_all_named() -> None:
     with pytest.raises(sd_core.InvalidRequest) as caught:
         sd_core.load(DEMO, "cpu").generate("a cat", steps=0, sede=1, image="file.png")
@@ -83,7 +98,7 @@ def test_what_the_caller_should_know_is_a_warning(model: sd_core.Model) -> None:
         model.generate("a cat", steps=1, strength=0.5)
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="prompt is longer than 75 tokens"):
-        model.generate("a cat " * 80, steps=1)
+        model.generate("a cat " * 80, steps=1, prompt_syntax="plain")
 
 
 def test_help_lists_the_fields_with_their_defaults(model: sd_core.Model) -> None:

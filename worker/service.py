@@ -2,10 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+from PIL import Image
 
 from sd_core.errors import InvalidImage, OutOfMemory, SDError
 from sd_core.pipeline.complete import with_image
@@ -16,6 +20,7 @@ from worker.api.response import Response, failure, new_encoders, success
 from worker.identity import ModelIdentity
 from worker.io.data_uri import decode_base64
 from worker.io.fetch import fetch, is_url
+from worker.io.frames import BLACK, WHITE
 from worker.io.metadata import generation_text
 from worker.io.pictures import decode_picture
 from worker.log import job_line, log
@@ -84,7 +89,7 @@ async def _generate(payload: object, uid: str, service: Service, send: Send | No
     job = await _with_its_image(parse_request(payload, service.limits, uid), service)
     request = job.request
     logged |= {
-        "size": f"{request.width}x{request.height}",
+        "size": "{}x{}".format(*request.drawn_size),
         "steps": request.steps,
         "sampler": job.sampler_name,
         "seed": request.seed,
@@ -117,15 +122,19 @@ def _with_warnings(job: Job, *warnings: str) -> Job:
 
 
 async def _with_its_image(job: Job, service: Service) -> Job:
-    """The job with its image, if it has one, fetched, decoded and resized, and with warnings about it."""
+    """The job with its image and mask, if it has any, fetched, decoded and resized, and with warnings about them."""
     if job.source is None:
         return job
-    data = await _sent(job.source, service)
-    return await asyncio.to_thread(_decoded, job, data, service.limits)
+    image = await _data_of(job.source, service)
+    mask = None
+    if job.mask_source is not None:
+        with _about("mask"):
+            mask = await _data_of(job.mask_source, service)
+    return await asyncio.to_thread(_decoded, job, image, mask, service.limits)
 
 
-async def _sent(source: str, service: Service) -> bytes | str:
-    """What a URL leads to; any other source as it is."""
+async def _data_of(source: str, service: Service) -> bytes | str:
+    """The file behind a URL; any other source as it is."""
     source = source.strip()
     return await fetch(source, allow_private=service.settings.allow_private_urls) if is_url(source) else source
 
@@ -136,10 +145,8 @@ async def _with_recorded_text(payload: object, service: Service) -> object:
     if source is None:
         return payload
     assert isinstance(payload, dict)  # it has a picture
-    try:
-        text = await asyncio.to_thread(_text_of, await _sent(source, service))
-    except InvalidImage as error:
-        raise InvalidImage(str(error).replace("image:", "parameters:", 1)) from error
+    with _about("parameters"):
+        text = await asyncio.to_thread(_text_of, await _data_of(source, service))
     return with_text(payload, text)
 
 
@@ -147,7 +154,28 @@ def _text_of(data: bytes | str) -> str:
     return generation_text(decode_base64(data) if isinstance(data, str) else data)
 
 
-def _decoded(job: Job, data: bytes | str, limits: Limits) -> Job:
-    picture = decode_picture(decode_base64(data) if isinstance(data, str) else data)
-    request = with_image(job.request, picture.image, job.width, job.height, limits.max_pixels)
-    return _with_warnings(replace(job, request=request), *picture.warnings)
+def _decoded(job: Job, data: bytes | str, mask_data: bytes | str | None, limits: Limits) -> Job:
+    image, warnings = _decode(data, WHITE, "image")
+    mask, mask_warnings = (None, ()) if mask_data is None else _decode(mask_data, BLACK, "mask")
+    request, about = with_image(job.request, image, mask, job.width, job.height, limits.max_pixels)
+    return _with_warnings(replace(job, request=request), *warnings, *mask_warnings, *about)
+
+
+def _decode(data: bytes | str, ground: int, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """The image of a field of this name, transparency laid on `ground`, and warnings about it."""
+    with _about(name):
+        picture = decode_picture(decode_base64(data) if isinstance(data, str) else data, ground)
+    return picture.image, tuple(_renamed(warning, name) for warning in picture.warnings)
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Errors about an image are about the field of this name."""
+    try:
+        yield
+    except InvalidImage as error:
+        raise InvalidImage(_renamed(str(error), name)) from error
+
+
+def _renamed(text: str, name: str) -> str:
+    return re.sub(r"^image\b", name, text)

@@ -72,7 +72,7 @@ class EngineJob(Job):
         """Resolve the future with the error; memory errors in words that the caller can act on."""
         if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
             request = self.request
-            size = f"{request.num_images} x {request.width}x{request.height}"
+            size = "{} x {}x{}".format(request.num_images, *request.drawn_size)
             cause = error
             error = OutOfMemory(f"the device's memory does not hold {size} pixels; ask for fewer or smaller pictures")
             error.__cause__ = cause

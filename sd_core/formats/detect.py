@@ -74,12 +74,8 @@ def require_drawable(architecture: Architecture) -> None:
     """ModelError if the pipeline cannot generate images with the checkpoint, although it can be described."""
     taken, made = architecture.unet.in_channels, architecture.unet.out_channels
     latent = architecture.vae.z_channels
-    if taken == 2 * latent + 1:
-        raise ModelError(
-            f"this is an inpainting checkpoint (its UNet takes {taken} channels); "
-            f"only checkpoints whose UNet takes just the {latent} latent channels are supported"
-        )
-    if (taken, made) != (latent, latent):
+    # An inpainting UNet also takes a mask and the latents of what is kept.
+    if taken not in (latent, 2 * latent + 1) or made != latent:
         raise ModelError(
             f"the UNet takes {taken} channels and returns {made}, but the VAE's latents have {latent}: "
             "such a checkpoint (instruct-pix2pix, depth) is not supported"

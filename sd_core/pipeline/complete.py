@@ -7,12 +7,14 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from sd_core.checks import Checked, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, make
-from sd_core.nested import MIN_SIDE, UPSCALERS, Hires
+from sd_core.groups import MASKED
+from sd_core.nested import MAX_SIDE, MIN_SIDE, UPSCALERS, Hires, Outpaint
 from sd_core.pipeline.sample import Run, options_of
 from sd_core.pipeline.sizes import choose_size, enlarged, resized
 from sd_core.request import Request
@@ -22,6 +24,9 @@ from sd_core.sampling.schedule import v1_schedule
 RANDOM_SEEDS = 2**32
 MAX_LISTED = 10
 STRENGTH, HIRES_STRENGTH = 0.8, 0.7
+
+# Pixels of all answers of a job whose masked part is put back into the image as it was sent.
+MAX_ANSWERED = 2**25
 
 R = TypeVar("R", bound=Request)
 
@@ -54,6 +59,7 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
     """
     sampler, schedule = resolve(values["sampler"], values["schedule"])
     SOLVERS[sampler].with_defaults(options_of(values))
+    outpaint = values["outpaint"]
     filled = {
         "sampler": sampler,
         "schedule": schedule,
@@ -63,6 +69,8 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
         "height": values["height"] or native_size,
         "model": model,
         "image": None,
+        "mask": None,
+        "outpaint": None if outpaint == Outpaint() else outpaint,
         **_strengths(values, sampler),
     }
     request = make(into, {**values, **filled})
@@ -113,17 +121,99 @@ def _variation_seed(seed: int | None, strength: float) -> int | None:
     return None if strength == 0 and seed in (None, -1) else _drawn(seed)
 
 
-def with_image(request: R, image: Image.Image, width: int | None, height: int | None, max_pixels: int) -> R:
-    """The request as image-to-image from this RGB image, resized.
+def unusable(checked: Checked) -> list[str]:
+    """A text for each field that cannot be used beside the others."""
+    values, written = checked.values, checked.written
+    lacking = [name for name in MASKED if values[name] is not None and "image" not in written]
+    problems = [f"{written[name]}: needs an image" for name in lacking]
+    if values["outpaint"] is not None and values["resize_mode"] == "latent":
+        problems.append("resize_mode: latent cannot be used with outpaint")
+    return problems
+
+
+def implied(checked: Checked) -> dict[str, Any]:
+    """The checked values, with what a name says of other fields: `padding_mask_crop` means that only the masked part is
+    drawn (diffusers)."""
+    written = checked.written
+    if written.get("inpaint_padding") == "padding_mask_crop" and "inpaint_area" not in written:
+        return {**checked.values, "inpaint_area": "masked"}
+    return checked.values
+
+
+def with_image(
+    request: R, image: Image.Image, mask: Image.Image | None, width: int | None, height: int | None, max_pixels: int
+) -> tuple[R, list[str]]:
+    """The request as image-to-image from this RGB image, and of its masked part if there is a mask; with warnings.
 
     Without `width` and `height` the image's own size decides, brought under `max_pixels` for all images together, at
-    the size of the hires pass if there is one. Raises `InvalidRequest` for hires beyond the limits.
+    the size of the hires pass if there is one. If only the masked part is drawn, the image stays as it was sent and the
+    request's own size is that of the part. Raises `InvalidRequest` if the image with its border, or its hires pass, is
+    too large.
     """
-    hires, pixels = request.hires, max_pixels // request.num_images
+    pixels = np.array(image, dtype=np.uint8)
+    levels, warnings = (None, []) if mask is None else _fitted(mask, image.size)
+    if levels is not None and request.outpaint is None and _keeps_all(levels, inverted=request.mask_invert):
+        warnings.append("mask selects no pixel to repaint: the answer is the image as it was sent")
+    if request.inpaint_area == "masked" and (mask is not None or request.outpaint is not None):
+        sent = replace(request, image=pixels, mask=levels)
+    else:
+        each = _drawn_pixels(request, max_pixels)
+        size = choose_size(image.size, width, height, each)
+        # Latents are resized instead, from the nearest size that can be encoded.
+        is_latent = request.resize_mode == "latent"
+        own = choose_size(image.size, None, None, each) if is_latent else size
+        mode = "stretch" if is_latent else request.resize_mode
+        levels = None if levels is None else resized(levels, own, mode)
+        sent = replace(request, image=resized(pixels, own, mode), mask=levels, width=size[0], height=size[1])
+    _check_grown(sent, image.size, max_pixels)
+    check_hires(sent.hires, sent.drawn_size, sent.num_images, max_pixels)
+    if sent.hires is not None and sent.is_masked and sent.inpaint_area == "masked":
+        larger = enlarged(*sent.drawn_size, sent.hires)
+        if larger.size != larger.covering:
+            raise InvalidRequest("hires: width and height of another aspect cannot be used with inpaint_area masked")
+    return sent, warnings
+
+
+def _drawn_pixels(request: Request, max_pixels: int) -> int:
+    """What a first pass may have of the pixels of a job, so that a scaled hires pass is within them too."""
+    hires = request.hires
     scale = hires.scale if hires is not None and hires.width is None and hires.height is None else 1.0
-    size = choose_size(image.size, width, height, max(MIN_SIDE**2, int(pixels / scale**2)))
-    check_hires(hires, size, request.num_images, max_pixels)
-    return replace(request, image=resized(image, size), width=size[0], height=size[1])
+    return max(MIN_SIDE**2, int(max_pixels // request.num_images / scale**2))
+
+
+def _fitted(mask: Image.Image, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+    """The mask as uint8 (height, width) at the image's size, with a warning if it had another."""
+    levels = np.array(mask.convert("L"))
+    if mask.size == size:
+        return levels, []
+    sizes = "{} x {} pixels to {} x {}, the image's size".format(*mask.size, *size)
+    return resized(levels, size), [f"mask was resized from {sizes}"]
+
+
+def _keeps_all(mask: np.ndarray, *, inverted: bool) -> bool:
+    return bool((mask == 255).all() if inverted else not mask.any())
+
+
+def _check_grown(request: Request, own: tuple[int, int], max_pixels: int) -> None:
+    """Refuse what is too large to draw or, where a part is put back into the sent image, too large to answer."""
+    border = request.outpaint or Outpaint()
+    if request.is_masked and request.inpaint_area == "masked":
+        width, height = own[0] + border.left + border.right, own[1] + border.top + border.bottom
+        pixels = width * height * request.num_images
+        if pixels > MAX_ANSWERED:
+            raise InvalidRequest(
+                f"inpaint_area: masked answers {request.num_images} x {width}x{height}, the sent image's size: "
+                f"{pixels:,} pixels, over the limit of {MAX_ANSWERED:,}"
+            )
+    elif request.outpaint is not None:
+        width, height = request.drawn_size
+        pixels = width * height * request.num_images
+        if max(width, height) > MAX_SIDE or pixels > max_pixels:
+            raise InvalidRequest(
+                f"outpaint: the image grows to {width}x{height}, {pixels:,} pixels with num_images; sides are at most "
+                f"{MAX_SIDE} and this worker's limit is {max_pixels:,} (SD_MAX_PIXELS); width and height set the "
+                "size before it grows"
+            )
 
 
 def check_hires(hires: Hires | None, size: tuple[int, int], count: int, max_pixels: int) -> None:
@@ -152,6 +242,11 @@ def without_effect(record: Record, checked: Checked) -> list[str]:
     if values["negative_prompt"] and (not values["do_scale"] or values["scale"] <= 1):
         reason = "it has no effect without a scale over 1" if values["do_scale"] else "do_scale is false"
         warnings.append(f"negative_prompt did nothing: {reason}")
+    if values["outpaint"] == Outpaint():
+        warnings.append("outpaint did nothing: it adds no pixel")
+    is_whole = implied(checked)["inpaint_area"] == "whole"
+    if "inpaint_padding" in written and is_whole and values["inpaint_padding"] != record["inpaint_padding"].default:
+        warnings.append(f"{written['inpaint_padding']} did nothing: it has no effect unless inpaint_area is masked")
     return warnings
 
 

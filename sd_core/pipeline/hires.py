@@ -6,7 +6,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from sd_core.pipeline.conditioning import Prompts
 from sd_core.pipeline.images import PendingImage, Source
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.pipeline.sizes import Enlargement, enlarged, resized
+from sd_core.pipeline.sizes import Enlargement, enlarged
 from sd_core.pipeline.upscale import Load, upscaled
 from sd_core.request import Request
 from sd_core.sampling.noise import NoiseSource
@@ -53,7 +52,7 @@ def second_start(
     Latents are interpolated; or decoded, enlarged as pixels and encoded again, which draws the posterior's sample.
     """
     assert request.hires is not None
-    size = enlarged(request.width, request.height, request.hires)
+    size = enlarged(*request.drawn_size, request.hires)
     mode = LATENT_MODES.get(request.hires.upscaler)
     if mode is not None:
         return _interpolated(latents, size, model.networks.vae.downscale, *mode)
@@ -62,7 +61,7 @@ def second_start(
     if second.load_upscaler is not None:
         network = yield HostTask(second.load_upscaler)
         image = yield from upscaled(image, network, model.device)
-    enlarge = partial(_enlarged, image, size, FILTERS.get(request.hires.upscaler, Image.Resampling.LANCZOS))
+    enlarge = partial(size.applied, image, FILTERS.get(request.hires.upscaler, Image.Resampling.LANCZOS))
     source = Source.of((yield HostTask(enlarge)), model.device)
     mean, logvar = yield EncodeWork(model.vae_key, source.key, source.pixels, request.tiling)
     return model.networks.vae.sample(mean, logvar, second.noise.posterior())
@@ -74,10 +73,3 @@ def _interpolated(latents: Tensor, size: Enlargement, downscale: int, mode: str,
     left, top = (side // downscale for side in size.corner)
     columns, rows = (side // downscale for side in size.size)
     return larger[..., top : top + rows, left : left + columns].contiguous()
-
-
-def _enlarged(image: np.ndarray, size: Enlargement, resampling: Image.Resampling) -> np.ndarray:
-    """uint8 (H, W, 3) -> uint8 (H', W', 3)."""
-    larger = resized(Image.fromarray(image), size.covering, resampling)
-    (left, top), (width, height) = size.corner, size.size
-    return larger[top : top + height, left : left + width]

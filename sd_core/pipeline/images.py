@@ -20,16 +20,29 @@ def to_pixels(image: np.ndarray, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """The image that image-to-image starts from: pixels (1, 3, H, W) in [-1, 1]; equal keys mean equal pixels."""
+    """The image that image-to-image starts from: pixels (1, 3, h, w) in [-1, 1]; equal keys mean equal sources.
+
+    `mask` (1, 1, H, W) in [0, 1], of the drawn size, is 1 where the image is repainted, and `fill` what the latents
+    start from there. `kept` (1, 3, H, W) are the pixels that a UNet with channels for them is shown. `larger` is the
+    same at the size of a hires pass, if a mask holds that too.
+    """
 
     key: Hashable
     pixels: Tensor
+    mask: Tensor | None = None
+    fill: str = "original"
+    kept: Tensor | None = None
+    larger: "Source | None" = None
 
     @classmethod
     def of(cls, image: np.ndarray, device: torch.device) -> "Source":
         """uint8 (H, W, 3), on the device."""
-        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-        return cls((image.shape, digest), to_pixels(image, device))
+        return cls(digest(image), to_pixels(image, device))
+
+
+def digest(image: np.ndarray) -> Hashable:
+    """Equal for equal arrays uint8."""
+    return image.shape, hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 class PendingImage:

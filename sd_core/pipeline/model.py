@@ -59,6 +59,11 @@ class StableDiffusion:
         return f"{self.info.name}/vae"
 
     @property
+    def takes_mask(self) -> bool:
+        """Whether the UNet takes a mask and the latents of what is kept besides its own: it was trained to inpaint."""
+        return self.networks.unet.config.in_channels == 2 * self.networks.vae.config.z_channels + 1
+
+    @property
     def device(self) -> torch.device:
         return torch.device(self.info.device)
 

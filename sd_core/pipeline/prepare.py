@@ -1,15 +1,18 @@
 """A request -> one coroutine for each of its images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from sd_core.pipeline.conditioning import Prompts
 from sd_core.pipeline.hires import Second
 from sd_core.pipeline.images import Source
+from sd_core.pipeline.inpaint import masked
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.pipeline.picture import picture
+from sd_core.pipeline.once import Once
+from sd_core.pipeline.picture import masked_picture, picture
 from sd_core.pipeline.prompts import read_prompts, reader_of
 from sd_core.pipeline.sample import Run
 from sd_core.pipeline.sizes import enlarged
@@ -43,14 +46,13 @@ def prepare(
     """
     reader = reader_of(model, request.prompt_syntax)
     first, *later = _passes(request, model, reader)
-    source = None if request.image is None else Source.of(request.image, model.device)
-    pictures = []
+    draws = []
     for index, seed in enumerate(request.seeds):
-        meant = seeding(request, index)
-        noise, *more_noise = (each.noise(seed, meant, model) for each in (first, *later))
+        noise, *more_noise = (each.noise(seed, seeding(request, index), model) for each in (first, *later))
         second = Second(later[0].prompts, more_noise[0], load_upscaler) if later else None
-        pictures.append(picture(request, model, first.prompts, noise, source, on_step and on_step(index), second))
-    return Prepared(pictures, reader.warnings)
+        watch = on_step and on_step(index)
+        draws.append(partial(picture, request, model, first.prompts, noise, on_step=watch, second=second))
+    return Prepared(_pictures(request, model, draws), reader.warnings)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class _Pass:
 
 def _passes(request: Request, model: StableDiffusion, reader: Reader) -> list[_Pass]:
     """The passes of a job: one, or two with hires, whose prompts are the job's own unless it has others."""
-    runs, hires, size = Run.all_of(request), request.hires, (request.width, request.height)
+    runs, hires, size = Run.all_of(request), request.hires, request.drawn_size
     skip, negative = request.clip_skip, request.negative_prompt
     prompts = read_prompts(reader, model, request.prompt, negative, runs[0], skip)
     passes = [_Pass(runs[0], prompts, size)]
@@ -99,3 +101,16 @@ def read_prompt(prompt: str, model: StableDiffusion) -> Prepared:
         return HostTask(lambda: np.empty((0, 0, 3), np.uint8))
 
     return Prepared([reading()], [])
+
+
+def _pictures(
+    request: Request, model: StableDiffusion, draws: Sequence[Callable[[Source | None], Picture]]
+) -> list[Picture]:
+    """The pictures of a request; `draws` make them from the source that all of them start from."""
+    if request.image is None:
+        return [draw(None) for draw in draws]
+    if not request.is_masked:
+        source = Source.of(request.image, model.device)
+        return [draw(source) for draw in draws]
+    prepared = Once(partial(masked, request, model.device, shows_kept=model.takes_mask))
+    return [masked_picture(prepared, draw) for draw in draws]

@@ -24,6 +24,10 @@ Wrap = Callable[[Sampling], Sampling]
 """Changes what a sampler asks or is answered."""
 
 
+def unchanged(sampling: Sampling) -> Sampling:
+    return sampling
+
+
 @dataclass(frozen=True)
 class Run:
     """A sampler, its schedule and its steps. `strength` None starts from pure noise; else from an image's latents.
@@ -118,15 +122,17 @@ def sample(
     latents: Tensor | None,
     noise: NoiseSource,
     on_step: OnStep | None = None,
-    wrap: Wrap = lambda sampling: sampling,
+    wrap: Wrap = unchanged,
+    initial: Tensor | None = None,
 ) -> Generator[Any, Any, Tensor]:
     """Run the sampler from `latents` (1, 4, h, w), clean ones to add noise to; None: from pure noise.
 
-    Draws the initial noise first, then what the sampler draws. Yields `UNetWork` and returns latents.
+    Draws the initial noise first, unless it is given as `initial`, then what the sampler draws. Yields `UNetWork` and
+    returns latents.
     """
     solver = SOLVERS[run.sampler]
     sigmas = run.grid(model)
-    x = solver.noised(latents, noise.initial(), sigmas[0])
+    x = solver.noised(latents, noise.initial() if initial is None else initial, sigmas[0])
     sampling = wrap(solver.run(x, sigmas, noise, run.options, model.denoiser.schedule))
     if on_step is not None:
         sampling = watched(sampling, on_step)

@@ -1,4 +1,4 @@
-"""The sizes of what is generated: of image-to-image from the sent image and the size asked for, and of hires."""
+"""The sizes of what is generated, from a sent image and the size asked for, or by hires, and the ways to them."""
 
 import math
 from dataclasses import dataclass
@@ -49,6 +49,12 @@ class Enlargement:
         left, top = ((whole - part) // 16 * 8 for whole, part in zip(self.covering, self.size, strict=True))
         return left, top
 
+    def applied(self, image: np.ndarray, resampling: Image.Resampling | None = None) -> np.ndarray:
+        """An image uint8 (H, W, 3), or a mask (H, W), at `size`; without `resampling`, resized as `resized` does."""
+        larger = image if image.shape[1::-1] == self.covering else _stretched(image, self.covering, resampling)
+        (left, top), (width, height) = self.corner, self.size
+        return larger[top : top + height, left : left + width]
+
 
 def enlarged(width: int, height: int, hires: Hires) -> Enlargement:
     """The sizes of the hires pass of a picture of this size.
@@ -74,10 +80,29 @@ def _eighths(side: float) -> int:
     return math.floor(side / 8 + 1e-6) * 8
 
 
-def resized(
-    image: Image.Image, size: tuple[int, int], resampling: Image.Resampling = Image.Resampling.LANCZOS
-) -> np.ndarray:
-    """RGB -> uint8 (height, width, 3) at `size` (width, height)."""
-    if image.size != size:
-        image = image.resize(size, resampling)
-    return np.array(image, dtype=np.uint8)
+def resized(image: np.ndarray, size: tuple[int, int], mode: str = "stretch") -> np.ndarray:
+    """An image uint8 (h, w, 3), or a mask (h, w), -> uint8 at `size` (width, height); the same array at its own size.
+
+    `stretch` ignores the aspect; `crop` covers the size and cuts off what is beyond it; `fill` fits into the size and
+    continues the edge pixels to its border. Images are resized by Lanczos' filter, masks without its overshooting.
+    """
+    height, width = image.shape[:2]
+    if (width, height) == size:
+        return image
+    if mode == "stretch":
+        return _stretched(image, size)
+    across, down = size
+    is_wider = width * down > across * height
+    by_height = is_wider if mode == "crop" else not is_wider
+    inner = (max(1, width * down // height), down) if by_height else (across, max(1, height * across // width))
+    scaled = _stretched(image, inner)
+    left, top = across // 2 - inner[0] // 2, down // 2 - inner[1] // 2
+    if mode == "crop":
+        return scaled[-top if top < 0 else 0 :, -left if left < 0 else 0 :][:down, :across]
+    borders = ((top, down - inner[1] - top), (left, across - inner[0] - left))
+    return np.pad(scaled, (*borders, *((0, 0),) * (image.ndim - 2)), mode="edge")
+
+
+def _stretched(image: np.ndarray, size: tuple[int, int], resampling: Image.Resampling | None = None) -> np.ndarray:
+    usual = Image.Resampling.LANCZOS if image.ndim == 3 else Image.Resampling.BILINEAR
+    return np.array(Image.fromarray(image).resize(size, usual if resampling is None else resampling))

@@ -27,8 +27,8 @@ class NoiseSource(Protocol):
     its masked image, then what its sampler draws.
     """
 
-    def posterior(self) -> Tensor:
-        """The noise of a sample of the VAE's posterior."""
+    def posterior(self, shape: tuple[int, ...] | None = None) -> Tensor:
+        """The noise of a sample of the VAE's posterior, of another shape if one is given."""
         ...
 
     def initial(self) -> Tensor:
@@ -125,8 +125,8 @@ class CPUNoise:
         self._expected: list[Interval] = []  # intervals whose noise is made ahead, next one last
         self._path: Ahead | None = None
 
-    def posterior(self) -> Tensor:
-        return upload(self._posterior.normal(self._shape), self.device)
+    def posterior(self, shape: tuple[int, ...] | None = None) -> Tensor:
+        return upload(self._posterior.normal(shape or self._shape), self.device)
 
     def initial(self) -> Tensor:
         """The first numbers of the seed, or a mixture with those of the variation seed, as AUTOMATIC1111 mixes them."""

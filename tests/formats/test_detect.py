@@ -226,8 +226,10 @@ def test_a_vae_without_levels_is_named(tiny: Architecture) -> None:
         detect(shapes, {})
 
 
-@pytest.mark.parametrize(("channels", "message"), [(9, "an inpainting checkpoint"), (8, "is not supported"), (4, None)])
-def test_only_unets_of_plain_latents_are_supported(channels: int, message: str | None) -> None:
+@pytest.mark.parametrize(
+    ("channels", "message"), [(9, None), (8, "is not supported"), (5, "is not supported"), (4, None)]
+)
+def test_only_unets_of_plain_latents_and_inpainting_ones_are_supported(channels: int, message: str | None) -> None:
     architecture = Architecture(CLIPConfig(), UNetConfig(in_channels=channels), VAEConfig())
     if message is None:
         require_drawable(architecture)

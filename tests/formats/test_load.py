@@ -156,9 +156,9 @@ CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
         lambda s: s.update({UNET + "out.0.bias": torch.zeros(32, dtype=torch.int32)}),
         "holds torch.int32, not floating-point",
     ),
-    "inpainting": (
-        lambda s: s.update({UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}),
-        "an inpainting checkpoint .its UNet takes 9 channels",
+    "instruct-pix2pix": (
+        lambda s: s.update({UNET + "input_blocks.0.0.weight": torch.zeros(32, 8, 3, 3)}),
+        "the UNet takes 8 channels and returns 4",
     ),
     "one tensor under two names": (
         lambda s: s.update({TOKENS.replace("text_model.", ""): torch.zeros(1)}),
@@ -169,6 +169,11 @@ CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
         "Stable Diffusion XL",
     ),
 }
+
+
+def test_an_inpainting_checkpoint_is_known_by_its_shape(state: State, saved: Save) -> None:
+    path = saved({**state, UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)})
+    assert load_networks(path, CPU, torch.float32).unet.config.in_channels == 9
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES.keys())

@@ -197,7 +197,7 @@ def symmetric_padding(pair: Pair) -> float:
     """The encoder's downsampling padded on all sides, as the UNet's is."""
     for level in pair.ours.vae.encoder.down[:-1]:
         conv = level.downsample.conv
-        level.downsample.forward = lambda x, conv=conv: F.conv2d(x, conv.weight, conv.bias, stride=2, padding=1)
+        level.downsample.forward = lambda x, _, conv=conv: F.conv2d(x, conv.weight, conv.bias, stride=2, padding=1)
     return min(encode_differences(pair, 64, 64))
 
 

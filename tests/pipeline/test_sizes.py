@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -64,12 +64,12 @@ def test_every_size_is_within_the_limits(own_width: int, own_height: int, most: 
 
 
 def test_an_image_becomes_a_writable_array_of_that_size() -> None:
-    pixels = resized(halves(), (128, 72))
+    pixels = resized(np.array(halves()), (128, 72))
     assert (pixels.shape, pixels.dtype) == ((72, 128, 3), np.uint8)
     assert tuple(pixels[36, 10]) == RED
     assert tuple(pixels[36, 118]) == BLUE
     assert pixels.flags.writeable
-    assert np.array_equal(resized(halves(), (64, 32)), np.asarray(halves()))
+    assert np.array_equal(resized(np.array(halves()), (64, 32)), np.asarray(halves()))
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,48 @@ def test_a_side_beyond_the_limits_is_named() -> None:
         enlarged(1024, 128, Hires(scale=4))
     with pytest.raises(InvalidRequest, match="hires: 1024x128 would become 256x32, but sides"):
         enlarged(1024, 128, Hires(width=256))
+
+
+QUARTERS = np.repeat(np.repeat(np.array([[10, 80], [150, 220]], np.uint8), 16, axis=0), 32, axis=1)  # 64 x 32
+
+
+def test_cropping_covers_the_size_and_cuts_off_both_sides_alike() -> None:
+    image = np.dstack([np.tile(np.arange(64, dtype=np.uint8) * 4, (32, 1))] * 3)
+    square = resized(image, (32, 32), "crop")
+    assert np.array_equal(square, image[:, 16:48])
+    assert resized(image, (64, 16), "crop").shape == (16, 64, 3)
+    assert np.array_equal(resized(image, (64, 16), "crop"), image[8:24])
+    assert np.array_equal(resized(image, (32, 32), "crop"), resized(resized(image, (64, 32)), (32, 32), "crop"))
+
+
+def test_filling_fits_into_the_size_and_continues_the_edges() -> None:
+    tall = resized(np.dstack([QUARTERS] * 3), (64, 64), "fill")
+    assert np.array_equal(tall[16:48], np.dstack([QUARTERS] * 3))
+    assert (tall[:16, :32] == 10).all() and (tall[48:, 32:] == 220).all()
+    wide = resized(QUARTERS, (80, 32), "fill")
+    assert wide.shape == (32, 80)
+    assert np.array_equal(wide[:, 8:72], QUARTERS) and (wide[:16, 72:] == 80).all()
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop", "fill"])
+@given(sides, sides, st.integers(8, 32), st.integers(8, 32))
+@settings(max_examples=30)
+def test_every_mode_gives_the_size_asked_for(
+    mode: str, own_width: int, own_height: int, width: int, height: int
+) -> None:
+    own = (min(own_height, 40), min(own_width, 40))
+    assert resized(np.zeros(own, np.uint8), (width, height), mode).shape == (height, width)
+    assert resized(np.zeros((*own, 3), np.uint8), (width, height), mode).shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("mode", ["crop", "fill"])
+def test_a_line_of_pixels_can_be_resized(mode: str) -> None:
+    line = np.full((1, 4000, 3), 9, np.uint8)
+    assert (resized(line, (64, 64), mode) == 9).all()
+
+
+def test_a_mask_does_not_overshoot() -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    large = resized(mask, (128, 128))
+    assert (np.diff(large[0].astype(int)) >= 0).all() and not large[:, :56].any()

@@ -37,8 +37,16 @@ def examples() -> list[dict[str, Any]]:
     page = PAGE.read_text(encoding="utf-8")
     for word, meant in STANDS_FOR.items():
         page = page.replace(json.dumps(word), json.dumps(meant))
-    blocks = [json.loads(block) for block in BLOCK.findall(page)]
-    return [block["input"] for block in blocks if "input" in block]
+    objects = [each for block in BLOCK.findall(page) for each in objects_in(block)]
+    return [each["input"] for each in objects if "input" in each]
+
+
+def objects_in(block: str) -> Iterator[dict[str, Any]]:
+    """A block's JSON objects: one, or several one after another."""
+    while block := block.strip():
+        found, end = json.JSONDecoder().raw_decode(block)
+        yield found
+        block = block[end:]
 
 
 def named(record: Record, job: dict[str, Any], prefix: str = "") -> set[str]:

@@ -119,15 +119,23 @@ class _Translation:
 
     def _strength(self) -> str | None:
         """What `denoising_strength` is: the second pass' without an image; None without either."""
-        if not self._asks_nothing(RULES["init_images"], self._body.get("init_images")):
+        if any(self._asks(name) for name in self._names_like("init_images")):
             return "strength"
-        hires = not self._asks_nothing(RULES["enable_hr"], self._body.get("enable_hr"))
-        return "hires.strength" if hires else None
+        return "hires.strength" if self._asks("enable_hr") else None
 
     def _asks_nothing(self, rule: Rule, value: Any) -> bool:
         if rule.ignored or value is None or any(value == nothing and value is not True for nothing in rule.nothing):
             return True
-        return bool(rule.beside) and self._asks_nothing(RULES[rule.beside], self._body.get(rule.beside))
+        return bool(rule.beside) and not any(self._asks(name) for name in self._names_like(rule.beside))
+
+    def _asks(self, name: str) -> bool:
+        return not self._asks_nothing(RULES.get(name, Rule()), self._body.get(name))
+
+    def _names_like(self, name: str) -> set[str]:
+        """This name, and those of this worker's own for the same field."""
+        field = self._record.names.get(name)
+        own = () if field is None else (field.name, *field.aliases)
+        return {name, *(each.removesuffix("[0]") for each in own)}
 
     def _has(self, field: str) -> bool:
         outer, _, inner = field.partition(".")

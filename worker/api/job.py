@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NewType, TypeVar
 
-from sd_core.checks import Checked, Unfit, check, check_value, require, shorten
+from sd_core.checks import Unfit, check, check_value, require, shorten
 from sd_core.errors import InvalidRequest
-from sd_core.fields import Record, Source, make, option
+from sd_core.fields import Record, make, option
 from sd_core.nested import MIN_SIDE, Hires
-from sd_core.pipeline.complete import check_hires, complete, find_model, without_effect
+from sd_core.pipeline.complete import check_hires, complete, find_model, implied, unusable, without_effect
 from sd_core.request import Request
 from sd_core.sampling.registry import joined_name
 from worker.api.a1111 import named_as_written, translate
@@ -49,13 +49,6 @@ class Door:
         private=True,
         shown=False,
         meaning="fills every field that the job itself does not name; see below",
-    )
-    mask: Source | None = option(
-        None,
-        aliases=("mask_image", "mask_url"),
-        private=True,
-        shown=False,
-        meaning="refused: inpainting is not available yet",
     )
 
 
@@ -105,13 +98,14 @@ class Limits:
 class Job:
     """One valid job.
 
-    `source` is where its image comes from. Until that is loaded, `request` has no image, and the model's size unless
-    the job asks for one; `width` and `height` are what the job asks for.
+    `source` is where its image comes from, `mask_source` its mask. Until they are loaded, `request` has none, and the
+    model's size unless the job asks for one; `width` and `height` are what the job asks for.
     """
 
     request: Request
     door: Door
     source: str | None
+    mask_source: str | None
     width: int | None
     height: int | None
     warnings: tuple[str, ...]
@@ -157,7 +151,8 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     meant = scheduler_meant(body.payload, record)
     filled = fill(body.payload, record, meant, limits.native_sizes)
     checked = check(record, filled.payload, meant)
-    values, problems = checked.values, [named_as_written(problem) for problem in checked.problems]
+    problems = [named_as_written(problem) for problem in checked.problems] + unusable(checked)
+    values = implied(checked)
     first_model = next(iter(limits.native_sizes))
     model = _attempt(problems, lambda: find_model(values["model"], limits.native_sizes)) or first_model
     native_size = limits.native_sizes[model]
@@ -167,16 +162,14 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
         # A prompt that is missing is among the problems; the sampler is looked up all the same.
         lambda: complete(request_type, {"prompt": "", **values}, model, native_size),
     )
-    _attempt(problems, lambda: _refuse_mask(checked))
     _attempt(problems, lambda: _check_pixels(values, native_size, limits.max_pixels))
     require(problems)
     assert request is not None  # else there was a problem
     door = make(door_type, {**values, "uid": values["uid"] or uid or new_uid()})
     written = checked.written | {name: f"{PREFIX}.{name}" for name in filled.names}
     idle = without_effect(record, replace(checked, written=written))
-    return Job(
-        request, door, values["image"], values["width"], values["height"], (*body.warnings, *filled.warnings, *idle)
-    )
+    warnings = (*body.warnings, *filled.warnings, *idle)
+    return Job(request, door, values["image"], values["mask"], values["width"], values["height"], warnings)
 
 
 def _attempt(problems: list[str], attempt: Callable[[], T]) -> T | None:
@@ -188,15 +181,11 @@ def _attempt(problems: list[str], attempt: Callable[[], T]) -> T | None:
         return None
 
 
-def _refuse_mask(checked: Checked) -> None:
-    if checked.values["mask"] is not None:
-        raise InvalidRequest(f"{checked.written['mask']}: inpainting is not available yet, so a mask cannot be used")
-
-
 def _check_pixels(values: Mapping[str, Any], native_size: int, max_pixels: int) -> None:
     count, width, height = values["num_images"], values["width"], values["height"]
     limit = f"over this worker's limit of {max_pixels:,} (SD_MAX_PIXELS)"
-    if values["image"] is not None and (width is None or height is None):
+    draws_part = values["inpaint_area"] == "masked" and (values["mask"] is not None or values["outpaint"] is not None)
+    if values["image"] is not None and not draws_part and (width is None or height is None):
         # The missing sides will be chosen to fit, if anything fits.
         min_pixels = (width or MIN_SIDE) * (height or MIN_SIDE) * count
         if min_pixels > max_pixels:

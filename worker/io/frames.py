@@ -1,4 +1,4 @@
-"""What every image format comes down to: one frame in RGB, with transparency laid on white."""
+"""What every image format comes down to: one frame in RGB, with transparency laid on a plain ground."""
 
 import io
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from worker.io.limits import check_pixels
 
 BLOCK_PIXELS = 1 << 20  # converted at a time, so that a deep image never exists as a whole in float64
 MAX_LEVEL_16 = 65535.0
+WHITE, BLACK = 255, 0  # grounds for transparency: of an image, of a mask
 
 
 @dataclass(frozen=True)
@@ -38,26 +39,28 @@ def is_animated(image: Image.Image) -> bool:
     return bool(getattr(image, "is_animated", False))
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB, transparency laid on white (as AUTOMATIC1111 does). 16-bit levels are scaled, not clipped."""
+def flattened(image: Image.Image, ground: int) -> Image.Image:
+    """Any mode -> RGB, transparency laid on gray of the level `ground`. 16-bit levels are scaled, not clipped."""
     if image.mode.startswith("I"):
         clear = image.info.get("transparency")
-        return gray_to_rgb(np.asarray(image), MAX_LEVEL_16, clear=clear if isinstance(clear, int) else None)
+        clear = clear if isinstance(clear, int) else None
+        return gray_to_rgb(np.asarray(image), MAX_LEVEL_16, clear=clear, ground=ground)
     if image.mode == "La":  # Pillow converts premultiplied gray to nothing else
         image = image.convert("LA")
     if image.mode == "P" and "transparency" not in image.info:
         return image.convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        opaque = Image.new("RGBA", image.size, (ground, ground, ground, 255))
+        return Image.alpha_composite(opaque, image).convert("RGB")
     return image.convert("RGB")
 
 
 def gray_to_rgb(
-    levels: np.ndarray, white: float, *, inverted: bool = False, clear: int | None = None
+    levels: np.ndarray, white: float, *, inverted: bool = False, clear: int | None = None, ground: int = WHITE
 ) -> Image.Image:  # (H, W) of any number type
-    """Levels from 0 to `white` -> RGB. `inverted`: 0 is white. Pixels of the level `clear` are transparent."""
+    """Levels from 0 to `white` -> RGB. `inverted`: 0 is white. Pixels of the level `clear` are transparent
+    and become `ground`."""
     gray = np.empty(levels.shape, np.uint8)
     for rows in row_blocks(levels):
         block = levels[rows].astype(np.float64)
@@ -65,7 +68,7 @@ def gray_to_rgb(
         if inverted:
             gray[rows] = 255 - gray[rows]
         if clear is not None:
-            gray[rows][levels[rows] == clear] = 255
+            gray[rows][levels[rows] == clear] = ground
     return Image.fromarray(gray).convert("RGB")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sd_core.errors import InvalidImage
 from worker.io.exif import HEADER, orientation_of
-from worker.io.frames import Frame, on_white, open_image
+from worker.io.frames import Frame, flattened, open_image
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 SCAN, END_MARKER, COMMENT, EXIF, ADOBE = 0xDA, 0xD9, 0xFE, 0xE1, 0xEE  # XMP is in EXIF's segments, too
@@ -36,7 +36,7 @@ class Segment:
     end: int
 
 
-def first_frame(data: bytes) -> Frame:
+def first_frame(data: bytes, ground: int) -> Frame:
     """A JPEG file -> its image. Raises `InvalidImage`, or what Pillow raises."""
     kept, exif, xmp = [START], None, None
     for segment in _segments(data):
@@ -52,7 +52,7 @@ def first_frame(data: bytes) -> Frame:
     else:
         raise InvalidImage("image: the JPEG is broken or truncated: it holds no image data")
     reduced = b"".join(kept) + data[segment.start :]
-    return Frame(on_white(_decode(reduced)), orientation_of(exif, xmp))
+    return Frame(flattened(_decode(reduced), ground), orientation_of(exif, xmp))
 
 
 def exif_of(data: bytes) -> bytes:

@@ -7,7 +7,7 @@ from PIL import Image, UnidentifiedImageError
 from sd_core.errors import InvalidImage
 from worker.io import jpeg, png, tiff, webp
 from worker.io.exif import orientation_of, upright
-from worker.io.frames import Frame, is_animated, on_white, open_image
+from worker.io.frames import WHITE, Frame, flattened, is_animated, open_image
 from worker.io.limits import MAX_PIXELS
 
 READERS = {
@@ -31,14 +31,15 @@ class Picture:
     warnings: tuple[str, ...] = ()
 
 
-def decode_picture(data: bytes) -> Picture:
-    """An image file's bytes -> its first frame, upright by its EXIF tag, transparency laid on white, as RGB.
+def decode_picture(data: bytes, ground: int = WHITE) -> Picture:
+    """An image file's bytes -> its first frame, upright by its EXIF tag, as RGB.
 
+    Transparency is laid on gray of the level `ground`, white as AUTOMATIC1111 does.
     Metadata that cannot be read is ignored. Raises `InvalidImage`, for too many pixels before decoding them.
     """
     read = next((reader for signature, reader in READERS.items() if data.startswith(signature)), _other_frame)
     try:
-        frame = read(data)
+        frame = read(data, ground)
         notes = ("image is animated: its first frame was used",) if frame.animated else ()
         return Picture(upright(frame.image, frame.orientation), notes)
     except InvalidImage:
@@ -53,8 +54,8 @@ def decode_picture(data: bytes) -> Picture:
         raise InvalidImage(f"image: the image is broken or truncated ({type(error).__name__})") from error
 
 
-def _other_frame(data: bytes) -> Frame:
+def _other_frame(data: bytes, ground: int) -> Frame:
     image = open_image(data, *OTHER_FORMATS)
     orientation = orientation_of(image.info.get("exif"), image.info.get("xmp"))
     image.load()
-    return Frame(on_white(image), orientation, is_animated(image))
+    return Frame(flattened(image, ground), orientation, is_animated(image))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sd_core.errors import InvalidImage
 from worker.io.exif import orientation_of, unpack_raw_profile
-from worker.io.frames import Frame, on_white, open_image
+from worker.io.frames import Frame, flattened, open_image
 from worker.io.limits import check_pixels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -51,16 +51,17 @@ class Header:
     interlacing: int
 
 
-def first_frame(data: bytes) -> Frame:
+def first_frame(data: bytes, ground: int) -> Frame:
     """A PNG file -> its image, or its animation's first frame on the whole canvas. Raises `InvalidImage`."""
     chunks = list(read_chunks(data))
     canvas = _header(chunks)
     check_pixels(canvas.width, canvas.height)
     frames = _frame_count(chunks)
     header, position, stream = _first_image(chunks, canvas, animation=frames > 0)
-    image = _decode(header, chunks, stream)
+    image = _decode(header, chunks, stream, ground)
     if image.size != (canvas.width, canvas.height):
-        whole = Image.new("RGB", (canvas.width, canvas.height), "white")  # an animation's canvas starts transparent
+        # An animation's canvas starts transparent.
+        whole = Image.new("RGB", (canvas.width, canvas.height), (ground, ground, ground))
         whole.paste(image, position)
         image = whole
     return Frame(image, _orientation(chunks), animated=frames > 1)
@@ -148,8 +149,8 @@ def _first_image(
     return replace(canvas, width=width, height=height), (x, y), stream
 
 
-def _decode(header: Header, chunks: Iterable[Chunk], stream: list[bytes]) -> Image.Image:
-    """An image's header and compressed pixels -> RGB, with the transparency of the file's tRNS laid on white."""
+def _decode(header: Header, chunks: Iterable[Chunk], stream: list[bytes], ground: int) -> Image.Image:
+    """An image's header and compressed pixels -> RGB, with the transparency of the file's tRNS laid on `ground`."""
     palette = next((_sound(chunk).body for chunk in chunks if chunk.kind == b"PLTE"), None)
     clear = next((_sound(chunk).body for chunk in chunks if chunk.kind == b"tRNS"), None)
     parts = [SIGNATURE, pack_chunk(b"IHDR", struct.pack(">2I5B", *vars(header).values()))]
@@ -165,8 +166,8 @@ def _decode(header: Header, chunks: Iterable[Chunk], stream: list[bytes]) -> Ima
     image = open_image(data, "PNG")
     image.load()
     if clear is not None and (header.colour, header.depth) == (RGB, 16):
-        return _clear_colour_of_16_bits(image, data, clear)
-    return on_white(image)
+        return _clear_colour_of_16_bits(image, data, clear, ground)
+    return flattened(image, ground)
 
 
 def _has_all_rows(header: Header, stream: bytes) -> bool:
@@ -206,8 +207,8 @@ def _clear_as_decoded(header: Header, clear: bytes) -> bytes:
     return struct.pack(f">{len(levels)}H", *((level & top) * 255 // top for level in levels))
 
 
-def _clear_colour_of_16_bits(image: Image.Image, data: bytes, clear: bytes) -> Image.Image:
-    """Lay the one transparent colour on white. Pillow keeps the high bytes of 16-bit RGB, so that many colours look
+def _clear_colour_of_16_bits(image: Image.Image, data: bytes, clear: bytes, ground: int) -> Image.Image:
+    """Lay the one transparent colour on `ground`. Pillow keeps the high bytes of 16-bit RGB, so that many colours look
     like this one; the low bytes come from a second decoding, which reads each sample in the other byte order."""
     low = open_image(data, "PNG")
     low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
@@ -216,7 +217,7 @@ def _clear_colour_of_16_bits(image: Image.Image, data: bytes, clear: bytes) -> I
     for levels, wanted in ((pixels, colour >> 8), (np.asarray(low), colour & 255)):
         for sample in range(3):
             is_clear &= levels[..., sample] == wanted[sample]
-    pixels[is_clear] = 255
+    pixels[is_clear] = ground
     return Image.fromarray(pixels)
 
 

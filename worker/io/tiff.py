@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from sd_core.errors import InvalidImage
 from worker.io import tiff_tags as tags
 from worker.io.exif import orientation_of
-from worker.io.frames import Frame, gray_to_rgb, on_white, white_of_floats
+from worker.io.frames import Frame, flattened, gray_to_rgb, white_of_floats
 from worker.io.limits import check_pixels
 from worker.io.tiff_tags import Directory, Value, read_directory, with_tags
 
@@ -50,7 +50,7 @@ class Samples:
         return f"{self.bits}-bit {kind} samples ({self.count} of {colours}{separate}{predicted})"
 
 
-def first_frame(data: bytes) -> Frame:
+def first_frame(data: bytes, ground: int) -> Frame:
     """A TIFF file -> its first image. Raises `InvalidImage`, or what Pillow raises for broken pixel data."""
     directory = read_directory(data)
     samples = _samples(directory)
@@ -61,7 +61,7 @@ def first_frame(data: bytes) -> Frame:
     elif gray and samples.kind == FLOAT and samples.bits in DEEP_FLOAT:
         image = _float_gray(data, directory, samples)
     elif samples.kind == UNSIGNED and _is_plain(directory, samples):
-        image = on_white(_load(data, directory, samples, {}))
+        image = flattened(_load(data, directory, samples, {}), ground)
     else:
         raise _unsupported(samples)
     return Frame(image, directory.orientation or orientation_of(None, directory.xmp), directory.more)

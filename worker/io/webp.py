@@ -11,7 +11,7 @@ from PIL import UnidentifiedImageError
 
 from sd_core.errors import InvalidImage
 from worker.io.exif import orientation_of
-from worker.io.frames import Frame, is_animated, on_white, open_image
+from worker.io.frames import Frame, flattened, is_animated, open_image
 
 SIGNATURE = b"RIFF"
 KIND = b"WEBP"  # after the signature and a size
@@ -21,7 +21,7 @@ METADATA_FLAGS = 0x20 | 0x08 | 0x04  # in VP8X: there is a colour profile, EXIF,
 MAX_CHUNKS = 100_000
 
 
-def first_frame(data: bytes) -> Frame:
+def first_frame(data: bytes, ground: int) -> Frame:
     """A WebP file -> its image or its animation's first frame. Raises `InvalidImage`, or what Pillow raises."""
     if data[8:12] != KIND:
         raise UnidentifiedImageError  # RIFF is the container of sounds and films, too
@@ -39,7 +39,7 @@ def first_frame(data: bytes) -> Frame:
     content = KIND + b"".join(kept)
     image = open_image(SIGNATURE + struct.pack("<I", len(content)) + content, "WEBP")
     image.load()
-    return Frame(on_white(image), orientation_of(exif, xmp), is_animated(image))
+    return Frame(flattened(image, ground), orientation_of(exif, xmp), is_animated(image))
 
 
 def exif_of(data: bytes) -> bytes:

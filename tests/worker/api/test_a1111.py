@@ -13,7 +13,6 @@ from webuiapi import WebUIApi
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, Source, option
 from sd_core.nested import Hires
-from sd_core.request import Request
 from tests.support.records import plain_record
 from worker.api import found
 from worker.api.a1111 import translate
@@ -23,27 +22,15 @@ from worker.api.job import JOB, Door, Job, Limits, job_record, parse_request
 LIMITS = Limits(2**24, {"tiny": 64, "dream": 512})
 
 
-@dataclass(frozen=True)
-class Later(Request):
-    """Fields as they may come to be."""
-
-    resize_mode: str = option("stretch", choices=("stretch", "crop", "fill", "latent"))
-    mask_blur: int = option(4, low=0, high=64)
-    mask_blur_x: int | None = option(None, low=0, high=64)
-    mask_blur_y: int | None = option(None, low=0, high=64)
-    mask_invert: bool = option(default=False)
-    inpaint_fill: str = option("original", choices=("fill", "original", "latent_noise", "latent_nothing"))
-    inpaint_area: str = option("whole", choices=("whole", "masked"))
-    inpaint_padding: int = option(32, low=0, high=512)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LaterDoor(Door):
+    """Fields as they may come to be."""
+
     vae: Source | None = option(None)
 
 
 PLAIN = plain_record()
-LATER = job_record(Later, LaterDoor)
+LATER = job_record(door=LaterDoor)
 
 
 def parse(record: Record = JOB, **fields: Any) -> Job:
@@ -184,12 +171,14 @@ def test_an_option_that_the_sampler_lacks_is_dropped(monkeypatch: pytest.MonkeyP
         ({"mask": "m", "mask_blur": None, "mask_blur_x": 6, "mask_blur_y": 4},
          {"mask": "m", "mask_blur_x": 6, "mask_blur_y": 4}),
         ({"mask": "m", "mask_blur": 0}, {"mask": "m", "mask_blur": 0}),
-        ({"mask": "m", "inpainting_fill": 0}, {"mask": "m", "inpaint_fill": "fill"}),
-        ({"mask": "m", "inpainting_fill": 3}, {"mask": "m", "inpaint_fill": "latent_nothing"}),
-        ({"mask": "m", "inpaint_full_res": True}, {"mask": "m", "inpaint_area": "masked"}),
-        ({"mask": "m", "inpaint_full_res": False}, {"mask": "m", "inpaint_area": "whole"}),
-        ({"mask": "m", "inpainting_mask_invert": 1}, {"mask": "m", "mask_invert": True}),
-        ({"mask": "m", "inpaint_full_res_padding": 0}, {"mask": "m", "inpaint_padding": 0}),
+        ({"mask": "m", "inpainting_fill": 0}, {"mask": "m", "inpainting_fill": "fill"}),
+        ({"mask": "m", "inpainting_fill": 3}, {"mask": "m", "inpainting_fill": "latent_nothing"}),
+        ({"mask": "m", "inpaint_full_res": True}, {"mask": "m", "inpaint_full_res": "masked"}),
+        ({"mask": "m", "inpaint_full_res": False}, {"mask": "m", "inpaint_full_res": "whole"}),
+        ({"mask": "m", "inpainting_mask_invert": 1}, {"mask": "m", "inpainting_mask_invert": True}),
+        ({"mask": "m", "inpaint_full_res_padding": 0}, {"mask": "m", "inpaint_full_res_padding": 0}),
+        ({"image": "x", "mask_image": "m", "mask_blur": 8, "resize_mode": 1},
+         {"image": "x", "mask_image": "m", "mask_blur": 8, "resize_mode": "crop"}),
         ({"mask": None, "mask_blur": 8, "inpainting_fill": 2, "inpainting_mask_invert": 0}, {}),
         ({"enable_hr": False, "hr_scale": 2, "hr_upscaler": "Latent"}, {}),
         ({"enable_hr": True}, {"hires": {}}),

@@ -24,6 +24,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "schedule": ("karras", "default"),
     "model": ("other",),
 }
+# What else a field needs to have an effect.
+BESIDE: dict[str, dict[str, Any]] = {"inpaint_padding": {"inpaint_area": "masked"}}
 # It says how many images there are; each text is of one.
 NOT_HELD = {"num_images"}
 
@@ -73,10 +75,12 @@ def values(field: Field) -> Iterator[Any]:
 
 
 def job_with(field: Field, value: Any, record: Record) -> Job:
-    """A job with this value, an image if the value acts only with one, and a sampler that has the option."""
-    fields = {"prompt": "x", "seed": 5, "width": 64, "height": 64, field.name: value}
-    if "image" in field.acts_with:
+    """A job with this value, the images that the value acts only with, and a sampler that has the option."""
+    fields = {"prompt": "x", "seed": 5, "width": 64, "height": 64, field.name: value, **BESIDE.get(field.name, {})}
+    if {"image", "mask"} & set(field.acts_with):
         fields["image"] = "aGk="
+    if "mask" in field.acts_with:
+        fields["mask"] = "aGk="
     samplers = ["dpmpp_2m"] if field.name in ("sampler", "schedule") else list(SOLVERS)
     for sampler in samplers:
         try:
@@ -85,7 +89,8 @@ def job_with(field: Field, value: Any, record: Record) -> Job:
             reason = error
         else:
             image = None if job.source is None else np.zeros((64, 64, 3), np.uint8)
-            return replace(job, request=replace(job.request, image=image))
+            mask = None if job.mask_source is None else np.zeros((64, 64), np.uint8)
+            return replace(job, request=replace(job.request, image=image, mask=mask))
     raise reason
 
 
@@ -101,11 +106,11 @@ CASES = [
 @pytest.mark.parametrize(("record", "field", "value"), CASES)
 def test_a_value_comes_back_from_text_and_object(record: Record, field: Field, value: Any) -> None:
     job = job_with(record[field.name], value, record)
-    image = {} if job.source is None else {"image": job.source}
+    images = {"image": job.source, "mask": job.mask_source}
     written = infotext(job, job.request.seed, MODEL, record)
-    again = parse_request({"parameters": written, **image}, LIMITS, record=record)
-    wanted = replace(job.request, image=None)
+    again = parse_request({"parameters": written, **images}, LIMITS, record=record)
+    wanted = replace(job.request, image=None, mask=None)
     assert again.request == replace(wanted, scale=wanted.guidance_scale, do_scale=True), written
     assert again.warnings == ()
-    told = parse_request({"parameters": parameters(job, record), **image}, LIMITS, record=record)
+    told = parse_request({"parameters": parameters(job, record), **images}, LIMITS, record=record)
     assert told.request == wanted

@@ -22,7 +22,7 @@ def parse(**fields: Any) -> Job:
 
 def value_of(job: Job, field: str) -> Any:
     """What a job holds for a field of any kind."""
-    return {"sampler": job.sampler_name, "image": job.source}.get(field, job.values[field])
+    return {"sampler": job.sampler_name, "image": job.source, "mask": job.mask_source}.get(field, job.values[field])
 
 
 def problem(**fields: Any) -> str:
@@ -167,7 +167,8 @@ PLAIN_ALIASES = sorted(
 def test_two_names_of_one_field_need_equal_values(alias: str, field: str) -> None:
     one, other = {
         "steps": (9, 10), "scale": (2, 3.5), "sampler": ("euler", "ddim"), "num_images": (1, 2),
-        "image": ("aGk=", "aGkh"), "strength": (0.5, 0.25), "mask": ("aGk=", "aGkh"),
+        "image": ("aGk=", "aGkh"), "strength": (0.5, 0.25), "mask": ("aGk=", "aGkh"), "mask_invert": (True, False),
+        "inpaint_fill": ("fill", "original"), "inpaint_area": ("masked", "whole"), "inpaint_padding": (8, 9),
         "variation_seed": (9, 10), "variation_strength": (0.5, 0.25),
     }[field]  # fmt: skip
     name = alias.removesuffix("[0]")
@@ -175,11 +176,9 @@ def test_two_names_of_one_field_need_equal_values(alias: str, field: str) -> Non
     def named(value: Any) -> Any:
         return value if name == alias else [value]
 
-    if field == "mask":
-        assert "two names" not in problem(**{field: one, name: named(one)})
-    else:
-        assert value_of(parse(**{field: one, name: named(one)}), field) == one
-    message = problem(**{field: one, name: named(other)})
+    image = {} if field == "image" else {"image": "aGk="}
+    assert value_of(parse(**image, **{field: one, name: named(one)}), field) == one
+    message = problem(**image, **{field: one, name: named(other)})
     assert f"{field} and {name}: two names of one field with different values" in message
     assert "aGk" not in message
 
@@ -239,7 +238,7 @@ def test_a_variation_seed_is_drawn_only_for_a_variation() -> None:
 
 def test_null_means_no_image_and_no_mask() -> None:
     job = parse(image=None, mask=None, init_images=None, mask_image=None)
-    assert (job.source, job.door.mask, job.warnings) == (None, None, ())
+    assert (job.source, job.mask_source, job.warnings) == (None, None, ())
 
 
 def test_pixels_are_limited_over_all_images() -> None:

@@ -152,7 +152,9 @@ def test_a_schedule_that_the_jobs_own_sampler_cannot_follow_is_dropped() -> None
 def test_strength_of_a_text_does_nothing_without_an_image() -> None:
     text = text_of(parse(prompt="x", image="aGk=", strength=0.25, width=64, height=64))
     assert parse(parameters=text, image="aGk=").request.strength == 0.25
-    assert parse(parameters=text).warnings == ("parameters.strength did nothing: it has no effect without image",)
+    assert parse(parameters=text).warnings == (
+        "parameters.strength did nothing: it has no effect without image or hires",
+    )
 
 
 def test_both_names_are_one_field() -> None:

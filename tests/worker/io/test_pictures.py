@@ -10,6 +10,7 @@ from PIL import Image
 
 from sd_core.errors import InvalidImage
 from tests.support.image_files import file_of, png_of
+from worker.io.frames import BLACK, WHITE
 from worker.io.pictures import decode_picture
 
 RED, GREEN, BLUE = (220, 40, 40), (40, 170, 70), (50, 90, 220)
@@ -78,6 +79,14 @@ def test_transparency_is_laid_on_white() -> None:
     assert_halves(decoded(file_of(halves((*RED, 255), (*BLUE, 0), "RGBA"))), RED, (255, 255, 255))
     half_clear = decoded(file_of(Image.new("RGBA", (64, 32), (0, 0, 0, 128))))
     assert_halves(half_clear, (127,) * 3, (127,) * 3, within=1)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "WEBP", "TIFF"])
+def test_transparency_is_laid_on_the_ground_that_the_caller_wants(file_format: str) -> None:
+    lossless = {"WEBP": {"lossless": True, "exact": True}}.get(file_format, {})
+    data = file_of(halves((*RED, 255), (*BLUE, 0), "RGBA"), file_format, **lossless)
+    for ground in (BLACK, WHITE):
+        assert_halves(np.asarray(decode_picture(data, ground).image), RED, (ground,) * 3, within=2)
 
 
 def test_a_palette_with_and_without_transparency() -> None:

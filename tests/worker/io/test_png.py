@@ -27,6 +27,7 @@ from tests.support.image_files import (
     quarters,
 )  # fmt: skip
 from worker.io import png
+from worker.io.frames import BLACK
 from worker.io.pictures import decode_picture
 
 COLOURS = [RED, GREEN, BLUE, YELLOW]
@@ -180,6 +181,7 @@ def test_the_transparent_colour_of_16_bits_is_one_of_many_alike(interlaced: bool
     else:
         data = png_of_pixels(wide, 16, before=clear)
     assert centres(decoded(data)) == [255, GREEN, RED, YELLOW]
+    assert centres(np.asarray(decode_picture(data, BLACK).image)) == [0, GREEN, RED, YELLOW]
 
 
 HIDDEN = np.full((HEIGHT, WIDTH, 3), 9, np.uint8)
@@ -209,7 +211,9 @@ def test_a_frame_in_several_chunks_smaller_than_its_canvas_lies_on_white() -> No
     stream = zlib.compress(png_rows(small, 8))
     data = chunk(b"fdAT", b"\0\0\0\1" + stream[:9]) + chunk(b"fdAT", b"\0\0\0\2" + stream[9:])
     frames = frame_control(0, 48, 32, 48, 32) + data + frame_control(3, *SIZE) + frame_data(4, OTHER)
-    assert centres(decoded(png_of_pixels(HIDDEN, before=animation(2, b""), after=frames))) == [255, 255, 255, 77]
+    file = png_of_pixels(HIDDEN, before=animation(2, b""), after=frames)
+    assert centres(decoded(file)) == [255, 255, 255, 77]
+    assert centres(np.asarray(decode_picture(file, BLACK).image)) == [0, 0, 0, 77]
 
 
 def test_only_damage_in_the_frame_that_is_used_matters() -> None:
