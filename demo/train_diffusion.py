@@ -135,7 +135,8 @@ def main() -> None:
         x0, prompt = latents[chosen].float(), ids[chosen].clone()
         prompt[torch.rand(len(prompt)) < PROMPT_DROPOUT] = no_prompt
         x, timesteps, target, weight = questions(x0, arguments.pure_noise)
-        eps = model.unet(x.bfloat16(), timesteps.float(), model.text_encoder(prompt)).float()
+        given = model.unet.given(model.text_encoder(prompt))
+        eps = model.unet(x.bfloat16(), timesteps.float(), given).float()
         error = (eps - target).square().mean(dim=(1, 2, 3))
         loss = (error * weight).mean()
         optimizer.step(loss)

@@ -96,7 +96,7 @@ def test_help_lists_the_fields_with_their_defaults(model: sd_core.Model) -> None
 
 
 def engine_threads() -> int:
-    return sum(thread.name == "drawing" for thread in threading.enumerate())
+    return sum(thread.name == "engine" for thread in threading.enumerate())
 
 
 def test_the_engine_starts_with_the_first_image_and_can_be_closed(tiny_checkpoint: Path) -> None:
