@@ -18,8 +18,8 @@ from sd_core.device import DTYPES
 from tests.support.operations import ROWS, count_operations, unet_inputs
 
 MATRIX_SIDES = {"cpu": (1024, 2048, 4096), "cuda": (2048, 4096, 8192, 16384)}
+# Channels and side of v1.5's levels at 512x512.
 FEATURE_MAPS = ((320, 64), (640, 32), (1280, 16))
-"""Channels and side of v1.5's levels at 512x512."""
 
 
 @torch.inference_mode()

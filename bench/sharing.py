@@ -28,8 +28,8 @@ from tests.support.jobs import UNGUIDED_EVERY
 AnyUNet = UNet | GraphedUNet
 
 SPARE = 2
+# Times that a full batch is replaced while a steady state is timed.
 WINDOW = 4
-"""Times that a full batch is replaced while a steady state is timed."""
 
 
 def measure_sharing(

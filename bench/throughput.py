@@ -35,8 +35,8 @@ from tests.support.jobs import PROMPTS, SAMPLERS, mixed_jobs
 
 LEVELS = (1, 2, 4, 8, 16)
 LONE_JOBS = 5
+# How much oftener than the loop, which takes minutes, the engine alone is timed.
 SHARING_ROUNDS = 3
-"""How much oftener than the loop, which takes minutes, the engine alone is timed."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "ring")
 SIZES = ("", "small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 
+# (colour, shape) pairs that training never shows, alone or in company.
 HELD_OUT_PAIRS = frozenset(
     {
         ("red", "star"),
@@ -36,10 +37,9 @@ HELD_OUT_PAIRS = frozenset(
         ("orange", "circle"),
     }
 )
-"""(colour, shape) pairs that training never shows, alone or in company."""
 
+# Radius of a lone shape, as a fraction of the picture's side.
 RADII = {"": (0.22, 0.38), "small": (0.16, 0.21), "large": (0.36, 0.42)}
-"""Radius of a lone shape, as a fraction of the picture's side."""
 
 
 @dataclass(frozen=True)

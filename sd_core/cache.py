@@ -1,4 +1,4 @@
-"""The one cache: a mapping that keeps what was used last, up to a bound."""
+"""The one cache of the project: a mapping of limited size that drops what was used least recently."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class LRU(Generic[K, V]):
-    """Keeps values up to `capacity`, counted by `size` of each; the one that was unused longest goes first.
+    """Keeps values whose sizes, by `size`, add up to `capacity` at most; drops the least recently used ones first.
 
     A value that alone exceeds the capacity is not kept.
     """
@@ -21,14 +21,14 @@ class LRU(Generic[K, V]):
 
     @property
     def used(self) -> int:
-        """The sum of the sizes of what is kept."""
+        """The sum of the sizes of all kept values."""
         return self._used
 
     def __len__(self) -> int:
         return len(self._values)
 
     def get(self, key: K) -> V | None:
-        """The value, which becomes the last used one; None if it is not kept."""
+        """The value, which becomes the most recently used one; None if it is not kept."""
         value = self._values.get(key)
         if value is not None:
             self._values.move_to_end(key)

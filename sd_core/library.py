@@ -26,8 +26,8 @@ FIELDS = Record.of(Request)
 def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> "Model":
     """Load a v1.x checkpoint (.safetensors) that has `vocab.json` and `merges.txt` beside it.
 
-    `device` is auto, cpu, cuda or mps, `dtype` auto, fp32, fp16 or bf16: auto takes the best device there is, and fp16
-    on it, fp32 on a CPU. Raises `ModelError` that names the file, `DeviceError` the setting, that is wrong.
+    `device` is auto, cpu, cuda or mps, `dtype` auto, fp32, fp16 or bf16: auto is the best device available, and fp32 on
+    a CPU, fp16 elsewhere. Raises `ModelError`, which names the bad file, or `DeviceError`, which names the bad setting.
     """
     checkpoint = Path(path)
     return Model(StableDiffusion.load(checkpoint, checkpoint.parent, device, dtype))
@@ -52,8 +52,8 @@ class Model:
         """Generate images of a prompt.
 
         The arguments are a job's fields, by the same names and within the same limits; `image` is a PIL image (RGB or
-        L) or uint8 (height, width, 3). What the caller should know of the result is issued by `warnings.warn`. Raises
-        `InvalidRequest` that names each argument that is wrong, `OutOfMemory` and `NotFinite`.
+        L) or an array uint8 (height, width, 3). Warnings about the result are issued by `warnings.warn`. Raises
+        `InvalidRequest`, which names each bad argument, `OutOfMemory` and `NotFinite`.
         """
         checked = check(FIELDS, {"prompt": prompt, **fields})
         require(checked.problems)
@@ -66,7 +66,7 @@ class Model:
         future = self._running_engine().submit(request)
         try:
             result = future.result()
-        except BaseException:  # an interrupt too: nobody waits for the images any more
+        except BaseException:  # including an interrupt: the images are no longer needed
             future.cancel()
             raise
         for text in without_effect(FIELDS, checked) + result.warnings:
@@ -90,7 +90,7 @@ class Model:
         with self._lock:
             if self._engine is None:
                 self._engine = Engine([self._model], MAX_BATCH)
-                # Also at the end of the process, which must not be torn down under the engine's thread.
+                # Also at the end of the process: the interpreter must not be torn down while the engine's thread runs.
                 self._end = weakref.finalize(self, self._engine.close)
             return self._engine
 

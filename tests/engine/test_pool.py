@@ -78,7 +78,7 @@ def test_networks_of_two_models_share_no_key(tiny_model: StableDiffusion, other_
 
 
 def test_two_models_of_one_name_are_refused(tiny_model: StableDiffusion) -> None:
-    with pytest.raises(ModelError, match="two of the checkpoints have one name: tiny"):
+    with pytest.raises(ModelError, match="two of the checkpoints have the same name: tiny"):
         Pool([tiny_model, tiny_model])
 
 

@@ -78,7 +78,11 @@ def test_a_network_may_be_laid_out_before_it_is_loaded(networks: Networks) -> No
     name_layers(empty)
     lay_out(empty, CPU, torch.float32)
     empty.load_state_dict(unet.state_dict(), strict=True, assign=True)
-    latents, timesteps, states = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, TINY.unet.context_dim)
+    latents, timesteps, states = (
+        torch.randn(1, 4, 8, 8),
+        torch.tensor([500.0]),
+        torch.randn(1, 77, TINY.unet.context_dim),
+    )
     laid_out, plain = (each(latents, timesteps, each.given(states)) for each in (empty.eval(), unet))
     torch.testing.assert_close(laid_out, plain, rtol=1e-4, atol=1e-4)
 

@@ -19,8 +19,8 @@ from sd_core.engine.runner import Runner
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.work import Context, DecodeWork, EncodeWork, TextWork, UNetWork
 
+# Forwards by name: the rows of each image in one of the UNet, none in one of another network.
 KINDS = {"one guided image": (2,), "four mixed images": (2, 1, 2, 1), "encode": (), "decode": (), "text": ()}
-"""Forwards by name: the rows of each image in one of the UNet, none in one of another network."""
 
 
 def works_of(model: StableDiffusion, kind: str, side: int) -> list[Any]:

@@ -13,8 +13,8 @@ from aiohttp import web
 
 POD = "pod-1"
 KEY = "key-1"
+# How long a poll is held open where there is nothing to answer: longer than the SDK waits.
 HELD_S = 600.0
-"""How long a poll is held open where there is nothing to answer: longer than the SDK waits."""
 
 
 class PlatformStandIn:

@@ -21,27 +21,27 @@ from sd_core.models.clip import CLIPConfig
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
 
+# Standard deviation of what a block adds to its residual stream.
 FAINT = 0.01
-"""Standard deviation of what a block adds to its residual stream."""
 
+# Stable Diffusion v1.5.
 FULL = Architecture(CLIPConfig(), UNetConfig(), VAEConfig())
-"""Stable Diffusion v1.5."""
 
+# v1.5's layout at a size that generates in a moment; its vocabulary is a tokenizer's without merges.
 TINY = Architecture(
     CLIPConfig(vocab_size=514, width=128, layers=3, heads=2, mlp_width=256),
     UNetConfig(channels=(32, 64, 64, 96), context_dim=128),
     VAEConfig(channels=(32, 32, 64, 64)),
     native_size=64,
 )
-"""v1.5's layout at a size that generates in a moment; its vocabulary is a tokenizer's without merges."""
 
+# The quickest network that is still a v1.x model, for tests of what surrounds it.
 SMALLEST = Architecture(
     CLIPConfig(vocab_size=514, width=64, layers=1, heads=1, mlp_width=64),
     UNetConfig(channels=(32, 32, 32, 32), num_res_blocks=1, attention_levels=(2,), context_dim=64),
     VAEConfig(channels=(32, 32, 32, 32), num_res_blocks=1),
     native_size=64,
 )
-"""The quickest network that is still a v1.x model, for tests of what surrounds it."""
 
 # The first pattern found in a weight's name gives the size of what the layer makes from input of unit size, 1 where
 # none is found. Layers that write into a residual stream make it faint; those that carry it on keep its size, and

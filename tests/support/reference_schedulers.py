@@ -24,8 +24,8 @@ from tests.support.reference import V1_SCHEDULE
 
 OFFSET = {**V1_SCHEDULE, "steps_offset": 1}  # without it the pipelines warn, whatever the grid
 LEADING = {**OFFSET, "timestep_spacing": "leading", "clip_sample": False}
+# The solvers whose scheduler in diffusers keeps its latents in the variance-preserving space.
 VARIANCE_PRESERVING = ("ddpm", "ddim", "dpmpp_2m")
-"""The solvers whose scheduler in diffusers keeps its latents in the variance-preserving space."""
 
 
 def reference_scheduler(solver: str, schedule: str, steps: int, prediction_type: str = "epsilon") -> Any:
