@@ -1,8 +1,8 @@
 """diffusers' schedulers, configured so that they follow the conventions of our samplers.
 
 `ddpm` and `ddim` need only their options: leading spacing, offset 1, no clipping; fixed_small variance, and a final
-alpha of alphas_cumprod[0]. Its sigma schedulers round timesteps or interpolate sigmas linearly, so they are handed
-k-diffusion's grid, with its fractional timesteps, in place of their own.
+alpha of alphas_cumprod[0]. Its sigma schedulers round timesteps or interpolate sigmas linearly, so their grid is
+replaced by k-diffusion's, with its fractional timesteps.
 """
 
 from typing import Any
@@ -22,14 +22,14 @@ from sd_core.sampling.registry import SOLVERS
 from sd_core.sampling.schedule import v1_schedule
 from tests.support.reference import V1_SCHEDULE
 
-OFFSET = {**V1_SCHEDULE, "steps_offset": 1}  # without it the pipelines warn, whatever the grid
+OFFSET = {**V1_SCHEDULE, "steps_offset": 1}  # without it the pipelines warn about any grid
 LEADING = {**OFFSET, "timestep_spacing": "leading", "clip_sample": False}
-# The solvers whose scheduler in diffusers keeps its latents in the variance-preserving space.
+# Solvers whose scheduler in diffusers has its latents in the variance-preserving space.
 VARIANCE_PRESERVING = ("ddpm", "ddim", "dpmpp_2m")
 
 
 def reference_scheduler(solver: str, schedule: str, steps: int, prediction_type: str = "epsilon") -> Any:
-    """The scheduler that `solver` is compared with, laid out for `steps` steps; it keeps that grid when set again."""
+    """The scheduler that `solver` is compared with, set to `steps` steps; setting it again keeps that grid."""
     scheduler = _scheduler(solver, prediction_type)
     scheduler.set_timesteps(steps)
     if SOLVERS[solver].own_grid is not None:
@@ -37,7 +37,7 @@ def reference_scheduler(solver: str, schedule: str, steps: int, prediction_type:
     sigmas = SOLVERS[solver].grid(schedule, v1_schedule(), steps)
     grid = torch.tensor(sigmas)
     timesteps = torch.tensor([v1_schedule().timestep(sigma) for sigma in sigmas[:-1]])
-    if solver == "heun":  # it lists both calls of a step
+    if solver == "heun":  # its grid lists both calls of a step
         timesteps = torch.cat([timesteps[:1], timesteps[1:].repeat_interleave(2)])
         grid = torch.cat([grid[:1], grid[1:-1].repeat_interleave(2), grid[-1:]])
     lay_out = scheduler.set_timesteps

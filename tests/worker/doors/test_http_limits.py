@@ -45,7 +45,7 @@ def test_requests_over_the_number_of_jobs_are_refused_before_their_bodies_are_re
     engine.hangs = True
     with serving(lambda: service, max_jobs=1) as url, ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, url, '{"prompt": "x"}')
-        assert engine.asked.wait(30)
+        assert engine.submitted.wait(30)
         connection = HTTPConnection(url.removeprefix("http://"), timeout=30)
         connection.request("POST", "/inference", headers={"Content-Type": "application/json", "Content-Length": "9"})
         refused = connection.getresponse()
@@ -73,7 +73,7 @@ def test_a_body_takes_its_place_when_it_has_arrived(service: Service, engine: An
         slow = connect(url)
         slow.send_body(JOB, length=len(JOB) + 1)
         first = pool.submit(post, url, JOB)
-        assert engine.asked.wait(30)
+        assert engine.submitted.wait(30)
         slow.send(" ")
         status, body = slow.response()
         assert (status, body["error_code"]) == (503, "busy")
@@ -133,7 +133,7 @@ def test_a_job_may_take_longer_than_a_head(service: Service, engine: Any) -> Non
     engine.hangs = True
     with serving(lambda: service, limits=ConnectionLimits(idle_s=0.2)) as url, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(post, url, JOB)
-        assert engine.asked.wait(30)
+        assert engine.submitted.wait(30)
         time.sleep(0.6)
         engine.hanging.set_result(engine.drawn(engine.requests[0]))
         assert answer.result().status_code == 200
@@ -159,7 +159,7 @@ def test_too_many_connections_drop_the_one_that_has_sent_for_the_longest_time(
     engine.hangs = True
     with serving(lambda: service, limits=ConnectionLimits(max_connections=3)) as url, ThreadPoolExecutor(1) as pool:
         job = pool.submit(post, url, JOB)
-        assert engine.asked.wait(30)
+        assert engine.submitted.wait(30)
         slow = [connect(url, HEAD), connect(url)]
         slow[1].send_body(JOB, length=1000)
         time.sleep(0.2)

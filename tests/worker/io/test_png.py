@@ -18,7 +18,6 @@ from tests.support.image_files import (
     chunk,
     coloured_quarters,
     exif_of,
-    file_of,
     frame_control,
     frame_data,
     png_of,
@@ -31,6 +30,8 @@ from worker.io.pictures import decode_picture
 
 COLOURS = [RED, GREEN, BLUE, YELLOW]
 PIXELS = quarters(COLOURS)
+from tests.support.pictures import file_of
+
 LARGE = zlib.compress(b"\0" * 3_000_000)
 
 

@@ -16,7 +16,6 @@ from tests.support.image_files import (
     YELLOW,
     centres,
     coloured_quarters,
-    file_of,
     quarters,
     tiff_of,
 )  # fmt: skip
@@ -27,6 +26,7 @@ from worker.io.tiff_tags import read_directory
 COLOURS = [RED, GREEN, BLUE, YELLOW]
 INVERTED = [255 - level for level in GRAYS]
 UNIT = quarters([level / 255 for level in GRAYS], np.float64)
+from tests.support.pictures import file_of
 
 
 def decoded(data: bytes) -> np.ndarray:
