@@ -1,12 +1,20 @@
-"""A stand-in for the engine, for tests of the code around it."""
+"""A stand-in for the engine, for tests of the code around it, and a way to hold the real one's forwards."""
 
 import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+import pytest
 
+from sd_core.engine.kinds.kind import Kind
+from sd_core.engine.runner import Runner
 from sd_core.errors import Busy
 from sd_core.request import Observe, Progress, Request, Result
+
+SMALL_REQUEST = Request("a cat", seed=3, width=64, height=64, steps=3, sampler="euler_a", schedule="default")
 
 
 class StandInEngine:
@@ -60,3 +68,23 @@ def gradient(width: int, height: int, seed: int) -> np.ndarray:
     """uint8 (height, width, 3), the same for the same seed."""
     row = (np.arange(width) * 3 + seed) % 256
     return np.broadcast_to(row[None, :, None], (height, width, 3)).astype(np.uint8)
+
+
+@contextmanager
+def hold_forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[int]]]:
+    """Hold the first forward until the block ends, so that jobs can arrive meanwhile.
+
+    Yields an event that is set once that forward has begun, and the number of works in each forward.
+    """
+    begun, go_on, sizes = threading.Event(), threading.Event(), list[int]()
+    run = Runner.run
+
+    def waiting(self: Runner, kind: Kind[Any], works: Sequence[Any]) -> object:
+        sizes.append(len(works))
+        begun.set()
+        go_on.wait(60)
+        return run(self, kind, works)
+
+    monkeypatch.setattr(Runner, "run", waiting)
+    yield begun, sizes
+    go_on.set()

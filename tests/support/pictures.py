@@ -41,3 +41,8 @@ def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
     assert ours.shape == theirs.shape
     error = np.square(ours.astype(np.float64) - theirs.astype(np.float64)).mean()
     return float(10 * np.log10(255**2 / error)) if error else 99.0
+
+
+def levels_apart(one: np.ndarray, other: np.ndarray) -> int:
+    """The largest difference of two uint8 images of one shape, in levels."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max())

@@ -24,11 +24,11 @@ from tests.support.image_files import (
     segment,
     with_segments,
 )  # fmt: skip
+from tests.support.pictures import file_of
 from worker.io.exif import orientation_of, unpack_raw_profile
 from worker.io.pictures import decode_picture
 
 PIXELS = quarters([RED, GREEN, BLUE, YELLOW])
-from tests.support.pictures import file_of
 
 STORED, TURNED = [RED, GREEN, BLUE, YELLOW], [BLUE, RED, YELLOW, GREEN]  # as stored, and by orientation 6
 JPEG = file_of(coloured_quarters(), "JPEG", quality=95, subsampling=0)

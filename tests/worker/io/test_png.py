@@ -25,12 +25,12 @@ from tests.support.image_files import (
     png_rows,
     quarters,
 )  # fmt: skip
+from tests.support.pictures import file_of
 from worker.io import png
 from worker.io.pictures import decode_picture
 
 COLOURS = [RED, GREEN, BLUE, YELLOW]
 PIXELS = quarters(COLOURS)
-from tests.support.pictures import file_of
 
 LARGE = zlib.compress(b"\0" * 3_000_000)
 

@@ -19,6 +19,7 @@ from tests.support.image_files import (
     quarters,
     tiff_of,
 )  # fmt: skip
+from tests.support.pictures import file_of
 from worker.io import tiff_tags
 from worker.io.pictures import decode_picture
 from worker.io.tiff_tags import read_directory
@@ -26,7 +27,6 @@ from worker.io.tiff_tags import read_directory
 COLOURS = [RED, GREEN, BLUE, YELLOW]
 INVERTED = [255 - level for level in GRAYS]
 UNIT = quarters([level / 255 for level in GRAYS], np.float64)
-from tests.support.pictures import file_of
 
 
 def decoded(data: bytes) -> np.ndarray:
