@@ -1,1 +1,1 @@
-"""Serving: what a request is, where pictures come from and go to. Nothing here computes a picture."""
+"""Serving: what a job is, and where images come from and go to. Nothing here computes an image."""
