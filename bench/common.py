@@ -26,6 +26,7 @@ from tests.support.random_weights import FULL, TINY, write_checkpoint
 from tests.support.tokenizer_files import clip_merges, write_tokenizer
 from worker.settings import BUNDLED_WEIGHTS
 
+LATENT_SIDE = 8  # pixels on the side of a latent
 PACKAGES = ("torch", "diffusers", "transformers", "runpod")
 
 

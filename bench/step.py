@@ -1,4 +1,4 @@
-"""One UNet call with guidance at 512x512: two rows of 64x64 latents. `python -m bench.step [--dtype bf16]`
+"""One UNet call with guidance at 512x512: two rows of 64x64 latents. `python -m bench.step [--dtype bf16] [--size 384]`
 
 Each side runs it as its own pipeline does at every step: ours with keys and values of the prompts computed beforehand
 and the two rows as one image, on a GPU as a CUDA graph, of a compiled forward if `python -m builder compile` made one;
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.common import compare, parse, random_model, rms_difference
+from bench.common import LATENT_SIDE, command_line, compare, options_of, random_model, rms_difference
 from sd_core.engine.aot import folder_of, load_packages
 from sd_core.engine.graphs import for_device
 from sd_core.formats.keys import UNET_PREFIX
@@ -20,14 +20,17 @@ from tests.support.reference import reference_unet
 
 @torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    options = parse(__doc__ or "", argv, rounds=10)
+    parser = command_line(__doc__ or "", rounds=10)
+    parser.add_argument("--size", type=int, default=512, help="pixels on a side")
+    arguments = parser.parse_args(argv)
+    options = options_of(arguments)
     model = random_model(options)
     loaded = model.load(options).networks.unet
     packages = load_packages(folder_of(model.directory, loaded, options.device), loaded)
     unet = for_device(loaded, options.device, packages)
     theirs = reference_unet(model.weights(UNET_PREFIX, options.device, options.torch_dtype), model.architecture.unet)
 
-    side = 8 if options.tiny else 64
+    side = 8 if options.tiny else arguments.size // LATENT_SIDE
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 4, side, side, generator=generator).to(options.device)
     context = torch.randn(2, 77, model.architecture.unet.context_dim, generator=generator)

@@ -4,7 +4,7 @@ Both are coroutines: they yield a question and are resumed with the answer.
 """
 
 from collections.abc import Callable, Generator, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -48,7 +48,7 @@ class Context:
     """A prompt's hidden states (1, T, D). Contexts with equal keys hold equal states."""
 
     key: Hashable
-    states: Tensor
+    states: Tensor = field(compare=False)  # tensors do not compare as one truth value
 
 
 @dataclass(frozen=True)

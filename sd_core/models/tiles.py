@@ -1,4 +1,4 @@
-"""Images that do not fit in memory whole, in overlapping tiles."""
+"""Images that do not fit in memory whole, computed in overlapping tiles."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -9,24 +9,24 @@ from torch import Tensor
 
 
 def tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: Fraction) -> Tensor:
-    """Run `network` on tiles of x (1, C, H, W), at most `tile` a side, and blend its outputs into each other.
+    """Apply `network` to tiles of x (1, C, H, W), at most `tile` on a side, and blend the outputs where they overlap.
 
-    Neighbours share at least `overlap` elements. The network makes each side `scale` times as long; H, W, `tile` and
-    `overlap` times `scale` must be whole. Statistics that the network takes over an image, as normalization does, are
-    taken over a tile: the result is close to that of the whole, and equal to it if one tile is enough.
+    Neighbouring tiles share at least `overlap` elements. The network multiplies each side by `scale`; H, W, `tile` and
+    `overlap` times `scale` must be integers. Statistics over a whole image, such as those of normalization, are taken
+    over a tile instead: the result is close to that of the whole image, and equal to it if one tile is enough.
     """
     height, width = x.shape[2:]
     weights = torch.zeros(int(height * scale), int(width * scale), device=x.device)
     total = weights.new_zeros(())
     for top, left in product(_starts(height, tile, overlap), _starts(width, tile, overlap)):
-        answer = network(x[:, :, top : top + tile, left : left + tile])
-        rows, columns = answer.shape[2:]
+        output = network(x[:, :, top : top + tile, left : left + tile])
+        rows, columns = output.shape[2:]
         if total.ndim == 0:
-            total = answer.new_zeros(1, answer.shape[1], *weights.shape)
-        place = slice(int(top * scale), int(top * scale) + rows), slice(int(left * scale), int(left * scale) + columns)
+            total = output.new_zeros(1, output.shape[1], *weights.shape)
+        region = slice(int(top * scale), int(top * scale) + rows), slice(int(left * scale), int(left * scale) + columns)
         weight = _ramp(rows, overlap * scale, x.device)[:, None] * _ramp(columns, overlap * scale, x.device)
-        total[:, :, *place] += weight * answer
-        weights[place] += weight
+        total[:, :, *region] += weight * output
+        weights[region] += weight
     return total / weights
 
 
@@ -36,6 +36,6 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(length: int, fade: Fraction, device: torch.device) -> Tensor:
-    """Rises from both ends to 1, over `fade` elements."""
-    place = torch.arange(1, length + 1, dtype=torch.float32, device=device)
-    return (torch.minimum(place, place.flip(0)) / float(fade)).clamp(max=1.0)
+    """Weights of the elements along a side: they rise from both ends to 1, over `fade` elements."""
+    distance = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+    return (torch.minimum(distance, distance.flip(0)) / float(fade)).clamp(max=1.0)

@@ -21,6 +21,7 @@ PROMISED = {
     "vae": {"ours_s", "diffusers_s", "ratio", "difference"},
     "step": {"ours_s", "diffusers_s", "ratio", "difference", "rounding"},
     "peak": {"gflop_a_row", "step_s", "step_gflop_per_s", "peak_gflop_per_s", "efficiency", "products_gflop_per_s"},
+    "reorders": {"steps", "largest_share", "reordering"},
     "memory": {"forwards", "largest_share"},
     "start": {
         "ready_s",

@@ -196,6 +196,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
 def test_memory_holds_only_a_few_tensors(tmp_path: Path, destination: Path, suffix: str) -> None:
     """The promise is the file's size plus 1 GB; the bound here is far below, or a small test file could not fail."""

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def test_one_package_serves_every_checkpoint_of_its_architecture(
         with caplog.at_level(logging.WARNING, "sd_core"):
             loaded = load_packages(tmp_path, unet)
         assert loaded.keys() == {BUCKET}
-        assert f"skipping the compiled package {tmp_path}/unet-p1-r1-8x8-t77.pt2" in caplog.text
+        assert re.search(r"skipping the compiled package \S*unet-p1-r1-8x8-t77.pt2", caplog.text)
         latents, timesteps, rows, *read = flat_example(unet, BUCKET)
         inputs = (torch.randn_like(latents), timesteps + 500, rows, *(torch.randn_like(each) for each in read))
         with torch.inference_mode():

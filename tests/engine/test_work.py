@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 from sd_core.engine.engine import Engine
 from sd_core.engine.kinds import Kinds, kinds_of
 from sd_core.engine.pool import Pool
+from sd_core.models.clip import CLIPTextEncoder
+from sd_core.models.unet import UNet
+from sd_core.models.vae import VAE
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import Prepared
 from sd_core.request import Request, Result
@@ -158,3 +162,23 @@ def nothing() -> Generator[Any, Any, HostTask]:
 def test_an_image_may_ask_for_nothing(engine: Engine) -> None:
     make: Callable[[], Picture] = nothing
     assert int(run(engine, make()).images[0][0, 0, 0]) == 5
+
+
+def test_every_network_runs_on_the_engines_thread_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: dict[str, set[str]] = {}
+
+    def noted(network: type[Any], method: str) -> None:
+        call = getattr(network, method)
+
+        def noting(self: Any, *arguments: Any, **named: Any) -> Any:
+            threads.setdefault(network.__name__, set()).add(threading.current_thread().name)
+            return call(self, *arguments, **named)
+
+        monkeypatch.setattr(network, method, noting)
+
+    for network, method in ((CLIPTextEncoder, "forward"), (UNet, "forward"), (VAE, "decode"), (VAE, "moments")):
+        noted(network, method)
+    engine.warm_up()
+    image = np.zeros((64, 64, 3), np.uint8)
+    engine.submit(replace(REQUEST, prompt="a cat", image=image)).result(SECONDS)
+    assert threads == {name: {"engine"} for name in ("CLIPTextEncoder", "UNet", "VAE")}

@@ -88,7 +88,7 @@ def test_networks_compute_the_same_whenever_their_weights_are_cast(
     for networks in (at_once, at_use):
         torch.manual_seed(0)
         context = networks.text_encoder(torch.arange(77)[None])
-        eps = networks.unet(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), context)
+        eps = networks.unet(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), networks.unet.given(context))
         answers.append((context, eps, networks.vae.decode(eps)))
     for first, second in zip(*answers, strict=True):
         assert torch.equal(first, second)
@@ -97,7 +97,7 @@ def test_networks_compute_the_same_whenever_their_weights_are_cast(
 def test_loaded_networks_run(state: State, saved: Save) -> None:
     networks = load_networks(saved(state), CPU, torch.float32)
     context = networks.text_encoder(torch.zeros(1, 77, dtype=torch.int64))
-    eps = networks.unet(torch.zeros(1, 4, 8, 8), torch.tensor([500.0]), context)
+    eps = networks.unet(torch.zeros(1, 4, 8, 8), torch.tensor([500.0]), networks.unet.given(context))
     assert eps.shape == (1, 4, 8, 8)
     assert networks.vae.decode(torch.zeros(1, 4, 2, 2)).shape == (1, 3, 16, 16)
 
@@ -195,7 +195,7 @@ def test_networks_of_eight_bit_floats_run(state: State, saved: Save, dtype: torc
     path = saved({name: tensor.to(dtype) if tensor.ndim > 1 else tensor for name, tensor in state.items()})
     networks = load_networks(path, CPU, torch.float32, packed=packed)
     context = networks.text_encoder(torch.zeros(1, 77, dtype=torch.int64))
-    eps = networks.unet(torch.ones(1, 4, 8, 8), torch.tensor([500.0]), context)
+    eps = networks.unet(torch.ones(1, 4, 8, 8), torch.tensor([500.0]), networks.unet.given(context))
     assert eps.dtype == torch.float32 and eps.isfinite().all()
 
 
@@ -225,6 +225,7 @@ print(status("VmRSS") - before, status("VmHWM") - before, sum(p.nbytes for p in 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize(
     ("stored", "running"), [("float16", "float16"), ("float16", "float32"), ("float32", "float16")]

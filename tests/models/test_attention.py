@@ -25,10 +25,11 @@ def test_attention_equals_the_formula(heads: int, keys: int, causal: bool) -> No
     torch.testing.assert_close(attention(q, k, v, heads, causal), by_hand(q, k, v, heads, causal))
 
 
-@pytest.mark.parametrize("at_once", [1, 20, 50, 10_000], ids=lambda count: f"{count} scores at once")
-def test_sliced_attention_equals_the_formula(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+@pytest.mark.parametrize("keys", [5, 32, 33])
+@pytest.mark.parametrize("at_once", [1, 100, 500, 100_000], ids=lambda count: f"{count} scores at once")
+def test_sliced_attention_equals_the_formula(monkeypatch: pytest.MonkeyPatch, at_once: int, keys: int) -> None:
     monkeypatch.setattr(module, "SCORES_AT_ONCE", at_once)
-    q, k, v = torch.randn(2, 7, 24), torch.randn(2, 5, 24), torch.randn(2, 5, 24)
+    q, k, v = torch.randn(2, 7, 24), torch.randn(2, keys, 24), torch.randn(2, keys, 24)
     torch.testing.assert_close(sliced_attention(q, k, v, 3), by_hand(q, k, v, 3, causal=False))
 
 

@@ -45,7 +45,7 @@ def service(make_service: Callable[..., Service]) -> Service:
     return make_service()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_weights(smallest_checkpoint: Path) -> Path:
     """The checkpoint of a worker in these tests; its tokenizer lies beside it."""
     return smallest_checkpoint

@@ -57,6 +57,7 @@ def test_the_server_loads_generates_and_stops(start_worker: Start, free_port: in
     assert "Traceback" not in worker.printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_server_answers_its_jobs_and_drops_half_sent_requests(
     start_worker: Start, free_port: int, number: int

@@ -187,6 +187,7 @@ def test_the_sdks_own_loop_would_lose_it(loop_module: Any) -> None:
     assert asyncio.run(run_with_a_job_that_comes_at_the_end(JobScaler({}))) == []
 
 
+@pytest.mark.slow
 def test_progress_is_posted_in_order_and_never_after_the_result(start_worker: Start, runpod: PlatformStandIn) -> None:
     worker = start_worker("handler.py", **runpod.environ())
     runpod.add("seen", {**LONG, "preview": True})
@@ -207,6 +208,7 @@ def test_progress_is_posted_in_order_and_never_after_the_result(start_worker: St
     assert runpod.late == []
 
 
+@pytest.mark.slow
 def test_at_its_end_the_worker_answers_every_job_that_it_was_handed(
     start_worker: Start, runpod: PlatformStandIn
 ) -> None:
