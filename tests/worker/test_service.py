@@ -190,7 +190,7 @@ def test_progress_is_sent_before_the_response_and_never_after(service: Service, 
     told: list[Any] = []
 
     async def send(message: Any) -> None:
-        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        engine.hanging.set_result(engine.result_of(engine.requests[0]))
         await asyncio.sleep(0.2)  # until after the pictures are encoded
         told.append(message)
 

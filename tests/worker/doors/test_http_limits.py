@@ -52,7 +52,7 @@ def test_requests_over_the_number_of_jobs_are_refused_before_their_bodies_are_re
         assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
         assert b"busy: 1 jobs are already waiting or running" in refused.read()
         connection.close()
-        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        engine.hanging.set_result(engine.result_of(engine.requests[0]))
         assert first.result().status_code == 200
         engine.hangs = False
         assert post(url, '{"prompt": "x"}').status_code == 200
@@ -77,7 +77,7 @@ def test_a_body_takes_its_place_when_it_has_arrived(service: Service, engine: An
         slow.send(" ")
         status, body = slow.response()
         assert (status, body["error_code"]) == (503, "busy")
-        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        engine.hanging.set_result(engine.result_of(engine.requests[0]))
         assert first.result().status_code == 200
 
 
@@ -135,7 +135,7 @@ def test_a_job_may_take_longer_than_a_head(service: Service, engine: Any) -> Non
         answer = pool.submit(post, url, JOB)
         assert engine.submitted.wait(30)
         time.sleep(0.6)
-        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        engine.hanging.set_result(engine.result_of(engine.requests[0]))
         assert answer.result().status_code == 200
 
 
@@ -165,7 +165,7 @@ def test_too_many_connections_drop_the_one_that_has_sent_for_the_longest_time(
         time.sleep(0.2)
         assert requests.get(f"{url}/ping", timeout=30).status_code == 200
         assert [client.is_closed() for client in slow] == [True, False]
-        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        engine.hanging.set_result(engine.result_of(engine.requests[0]))
         assert job.result().status_code == 200
 
 
