@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from math import inf
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -9,13 +10,13 @@ V = TypeVar("V")
 
 
 class LRU(Generic[K, V]):
-    """Keeps values whose sizes, by `size`, add up to `capacity` at most; drops the least recently used ones first.
+    """Keeps at most `count` values, whose sizes add up to `capacity` at most; drops the least recently used first.
 
     A value that alone exceeds the capacity is not kept.
     """
 
-    def __init__(self, capacity: int, size: Callable[[V], int] = lambda _: 1) -> None:
-        self._capacity, self._size = capacity, size
+    def __init__(self, count: int, capacity: float = inf, size: Callable[[V], int] = lambda _: 1) -> None:
+        self._count, self._capacity, self._size = count, capacity, size
         self._values: OrderedDict[K, V] = OrderedDict()
         self._used = 0
 
@@ -42,7 +43,7 @@ class LRU(Generic[K, V]):
             return
         self._values[key] = value
         self._used += size
-        while self._used > self._capacity:
+        while self._used > self._capacity or len(self._values) > self._count:
             _, oldest = self._values.popitem(last=False)
             self._used -= self._size(oldest)
 
