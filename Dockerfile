@@ -3,8 +3,8 @@
 ARG BASE_IMAGE=pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime
 FROM ${BASE_IMAGE}
 
-# An environment on top of the image's packages: pip sees the image's torch, which requirements.txt is content with,
-# and can neither replace it nor quarrel with the packages of the distribution.
+# An environment on top of the image's packages: pip finds the image's torch, which satisfies requirements.txt, and
+# cannot replace it or conflict with the distribution's packages.
 RUN python3 -m venv --system-site-packages --without-pip /opt/venv
 ENV PATH=/opt/venv/bin:${PATH}
 

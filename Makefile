@@ -7,15 +7,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
-# The first Python of 3.11 or newer that can make environments; 3.11 first, because the pins were made with it.
+# The first Python of 3.11 or newer that has the venv module; 3.11 first, because the pins were made with it.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
 BENCH ?= text vae step reorders peak memory start first demo batch throughput
-OUT ?= $(error say where to train: make demo-weights OUT=FOLDER)
+OUT ?= $(error set the folder of the training: make demo-weights OUT=FOLDER)
 
-# Newest versions in pyproject.toml's ranges, but of torch the one that the Dockerfile's base image has.
+# The newest versions in pyproject.toml's ranges, except torch, whose version is that of the Dockerfile's base image.
 PINS := .venv-pins
 TORCH := $(shell sed -n 's|^ARG BASE_IMAGE=.*:\([0-9.]*\)-.*|\1|p' Dockerfile)
 RANGES = $(PINS)/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*$(1), sep='\n')"
@@ -35,7 +35,7 @@ demo: $(VENV)/.runtime ## generate an image with the bundled demo model and say 
 test: $(VENV)/.dev ## run the quick tests (minutes); ARGS="-k sampler" goes to pytest
 	$(BIN)/python -m pytest -m "not full_size and not slow" $(ARGS)
 
-test-all: $(VENV)/.dev ## run every test and hold the coverage floor; with ARGS, only what pytest selects
+test-all: $(VENV)/.dev ## run every test and check the coverage floor; with ARGS, only what pytest selects
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov)
 
 soak: $(VENV)/.dev ## run 500 mixed jobs through the real SDK (SOAK_JOBS=500)
@@ -55,16 +55,16 @@ format: $(VENV)/.dev ## apply the formatter and the linter's safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev ## measure, beside diffusers at v1.5's size (long, 12 GB); BENCH="step vae" selects
+bench: $(VENV)/.dev ## measure beside diffusers at v1.5's size (long, 12 GB); BENCH="step vae" selects
 	for script in $(BENCH); do $(BIN)/python -m bench.$$script $(ARGS) || exit 1; done
 
-docs: $(VENV)/.dev ## write the table of a job's fields in docs/api.md anew, from the code
+docs: $(VENV)/.dev ## write the table of a job's fields in docs/api.md from the code
 	$(BIN)/python -m worker.api.docs
 
 judge: $(VENV)/.dev ## count how often the demo model generates what its prompts say
 	$(BIN)/python -m demo.judge $(ARGS)
 
-demo-weights: $(VENV)/.dev ## train the demo model anew in the folder OUT (hours) and replace demo/weights
+demo-weights: $(VENV)/.dev ## train the demo model in the folder OUT (hours) and replace demo/weights
 	$(BIN)/python -m demo.vocabulary --out $(OUT)
 	$(BIN)/python -m demo.train_vae --out $(OUT)
 	$(BIN)/python -m demo.train_diffusion --out $(OUT) --steps 1500 --decay-steps 3500
@@ -84,7 +84,7 @@ wheel: $(VENV)/.dev ## build the wheel into dist/
 hooks: $(VENV)/.dev ## run the checks before every git commit from now on
 	$(BIN)/pre-commit install
 
-pins: ## pin requirements*.txt anew from the ranges in pyproject.toml
+pins: ## update the pins of requirements*.txt from the ranges in pyproject.toml
 	$(PYTHON) -m venv --clear $(PINS)
 	$(call RANGES,p['dependencies']) > $(PINS)/ranges.txt
 	$(PINS)/bin/python -m pip install --quiet torch==$(TORCH) -r $(PINS)/ranges.txt
@@ -100,10 +100,10 @@ pins: ## pin requirements*.txt anew from the ranges in pyproject.toml
 clean: ## remove the environment, caches and what was built
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist *.egg-info
 
-# A stamp is newer than the pins that it stands for, so a changed pin installs and an unchanged one costs nothing.
+# A stamp is newer than the pins that were installed, so that only changed pins are installed again.
 $(VENV)/.runtime: requirements.txt
 	@if [ -z "$(PYTHON)" ]; then \
-		echo "No Python 3.11 or newer with its venv module was found. Install one, or say: make PYTHON=/path/to/python" >&2; \
+		echo "No Python 3.11 or newer with its venv module was found. Install one, or run: make PYTHON=/path/to/python" >&2; \
 		exit 1; fi
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the pinned packages into $(VENV) (only when they change; the first time takes minutes)"

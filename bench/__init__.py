@@ -1,1 +1,1 @@
-"""Measurements of the core beside diffusers, and the random v1.x checkpoints that they and the tests run on."""
+"""Measurements of the core and the worker, beside diffusers on the same weights."""

@@ -1,7 +1,7 @@
-"""How many pictures should share a forward: one job of 16, at every `SD_MAX_BATCH`. `python -m bench.batch`
+"""How many images should share a forward: one job of 16, at every `SD_MAX_BATCH`. `python -m bench.batch`
 
-The bundled demo model at its native size, with guidance: the number behind the default of `SD_MAX_BATCH` on a CPU.
-With `--full` the random model of v1.5's size.
+The bundled demo model at its native size, with guidance; with `--full` the random model of v1.5's size. The default of
+`SD_MAX_BATCH` on a CPU is chosen from these numbers.
 """
 
 import statistics
@@ -14,7 +14,7 @@ from bench.demo import PROMPT
 from sd_core.engine.engine import Engine
 from sd_core.request import Request
 
-PICTURES = 16
+IMAGES = 16
 BATCHES = (1, 2, 4, 8, 16)
 
 
@@ -27,22 +27,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model, packages, name = served_model(options, arguments.full)
     size = model.info.native_size
     steps = 1 if options.tiny else arguments.steps
-    request = Request(PROMPT, seed=42, width=size, height=size, steps=steps, num_images=PICTURES)
+    request = Request(PROMPT, seed=42, width=size, height=size, steps=steps, num_images=IMAGES)
     engines = {str(batch): Engine([model], batch, packages=packages) for batch in BATCHES}
 
-    def draw(engine: Engine) -> None:
+    def generate(engine: Engine) -> None:
         engine.submit(request).result()
 
-    seconds = time_in_turn({name: partial(draw, engine) for name, engine in engines.items()}, options, warm_up=1)
+    seconds = time_in_turn({name: partial(generate, engine) for name, engine in engines.items()}, options, warm_up=1)
     for engine in engines.values():
         engine.close()
     return report(
         "batch",
         options,
         model=name,
-        job={"pixels": [size, size], "steps": steps, "pictures": PICTURES},
+        job={"pixels": [size, size], "steps": steps, "images": IMAGES},
         seconds={name: summary(values) for name, values in seconds.items()},
-        images_per_s={name: round(PICTURES / statistics.median(values), 3) for name, values in seconds.items()},
+        images_per_s={name: round(IMAGES / statistics.median(values), 3) for name, values in seconds.items()},
         ratio_to_batch_1={name: ratio(values, seconds["1"]) for name, values in seconds.items()},
     )
 

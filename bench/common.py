@@ -1,4 +1,4 @@
-"""What every measurement shares: the models, timing in turn, and the JSON that is printed."""
+"""What all measurements share: the models, alternating timing, and the printed JSON."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "runpod")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for. `cache` holds the random models from one measurement to the next."""
+    """The options of the command line. `cache` is the folder that keeps the random models between measurements."""
 
     tiny: bool
     device: torch.device
@@ -47,7 +47,7 @@ class Options:
 
 @dataclass(frozen=True)
 class RandomModel:
-    """A random fp16 checkpoint with its tokenizer, in a directory that a worker can be pointed at."""
+    """A random fp16 checkpoint with its tokenizer, in a directory that SD_WEIGHTS can name."""
 
     directory: Path
     architecture: Architecture
@@ -62,7 +62,7 @@ class RandomModel:
     def weights(
         self, prefix: str = "", device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> dict[str, Tensor]:
-        """The tensors below a prefix under their full names: views of the file, unless another dtype or device asks."""
+        """The tensors whose names begin with a prefix: views of the file, unless dtype or device differ."""
         with safe_open(self.checkpoint, framework="pt", device="cpu") as file:
             return {
                 name: file.get_tensor(name).to(device=device, dtype=dtype)
@@ -72,10 +72,10 @@ class RandomModel:
 
 
 def command_line(description: str, rounds: int) -> argparse.ArgumentParser:
-    """The options that every measurement has; a script may add its own."""
+    """A parser with the options of every measurement; a script may add its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--tiny", action="store_true", help="a tiny model: shows that the script works, measures nothing"
+        "--tiny", action="store_true", help="use a tiny model, to check that the script works; the numbers mean nothing"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--dtype", default="auto", help="auto, fp32, fp16 or bf16")
@@ -84,13 +84,15 @@ def command_line(description: str, rounds: int) -> argparse.ArgumentParser:
         "--cache",
         type=Path,
         default=Path(tempfile.gettempdir()) / "sd15-worker-bench",
-        help="where the random models are kept",
+        help="folder that keeps the random models",
     )
     return parser
 
 
 def full_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--full", action="store_true", help="the random model of v1.5's size, not the demo model")
+    parser.add_argument(
+        "--full", action="store_true", help="use the random model of v1.5's size instead of the demo model"
+    )
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
@@ -103,7 +105,7 @@ def parse(description: str, argv: Sequence[str] | None, rounds: int) -> Options:
 
 
 def random_model(options: Options) -> RandomModel:
-    """The random model of v1.5's size, or a tiny one, written when it is first asked for."""
+    """The random model of v1.5's size, or a tiny one, written at its first use."""
     model = RandomModel(options.cache / ("tiny" if options.tiny else "full"), TINY if options.tiny else FULL)
     if not model.checkpoint.exists():
         write_tokenizer(model.directory, [] if options.tiny else clip_merges())
@@ -114,14 +116,14 @@ def random_model(options: Options) -> RandomModel:
 
 
 def served_checkpoint(options: Options, full: bool) -> tuple[Path, str]:
-    """The demo model's checkpoint or that of the random model of v1.5's size, and its name in a report."""
+    """The checkpoint of the demo model or of the random model, and its name in a report."""
     if full or options.tiny:
         return random_model(options).checkpoint, "tiny" if options.tiny else "v1.5"
     return BUNDLED_WEIGHTS / "demo.safetensors", "demo"
 
 
 def served_model(options: Options, full: bool) -> tuple[StableDiffusion, dict[str, dict[Bucket, Step]], str]:
-    """That model, what was compiled for it, by its name, and its name in a report."""
+    """The model of `served_checkpoint`, its compiled forwards by model name, and its name in a report."""
     checkpoint, name = served_checkpoint(options, full)
     model = StableDiffusion.load(checkpoint, checkpoint.parent, str(options.device), options.dtype)
     unet = model.networks.unet
@@ -130,7 +132,7 @@ def served_model(options: Options, full: bool) -> tuple[StableDiffusion, dict[st
 
 
 def worker_environment(weights: Path, options: Options) -> dict[str, str]:
-    """The variables of a worker that is measured on this device in this dtype."""
+    """The environment variables of a worker with this device and dtype."""
     return {
         "SD_WEIGHTS": str(weights),
         "SD_OUTPUTS": str(options.cache / "outputs"),
@@ -142,7 +144,7 @@ def worker_environment(weights: Path, options: Options) -> dict[str, str]:
 def time_in_turn(
     sides: Mapping[str, Callable[[], object]], options: Options, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of every round of every side. The sides take turns, so that whatever else the machine does hits both."""
+    """Seconds of every round of every side. The sides alternate, so that other load on the machine affects all."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(-warm_up, options.rounds):
         for name, side in sides.items():
@@ -164,7 +166,7 @@ def compare(
     warm_up: int = 2,
     **about: Any,
 ) -> dict[str, Any]:
-    """Times our side and the reference's in turn and reports both, their ratio, and how far their answers differ."""
+    """Time our side and the reference's alternately; report both, their ratio, and the difference of their outputs."""
     seconds = time_in_turn({"ours": ours, reference: theirs}, options, warm_up)
     return report(
         name,
@@ -185,7 +187,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference over the largest value: says that both sides computed the same thing."""
+    """The largest difference over the largest value, to show that both sides computed the same thing."""
     return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
 
 
@@ -201,12 +203,12 @@ def summary(values: Sequence[float], digits: int = 4) -> dict[str, float]:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Of the medians; below 1, ours is the smaller."""
+    """The ratio of the medians; below 1, ours is smaller."""
     return round(statistics.median(ours) / statistics.median(theirs), 3)
 
 
 def report(name: str, options: Options, **results: Any) -> dict[str, Any]:
-    """Prints the measurement as JSON, with what it was made on, and returns it."""
+    """Print the measurement as JSON, with a description of the machine, and return it."""
     measurement = {
         "bench": name,
         "model": "tiny" if options.tiny else "v1.5",

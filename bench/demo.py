@@ -1,5 +1,6 @@
-"""One picture of the bundled demo model, from the request to its PNG: 20 steps, alone, with guidance. `python -m
-bench.demo`; with `--full` of the random model of v1.5's size.
+"""One image of the bundled demo model, from the request to its PNG. `python -m bench.demo`
+
+20 steps, alone, with guidance; with `--full` the random model of v1.5's size.
 """
 
 from collections.abc import Sequence
@@ -25,18 +26,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     request = Request(prompt=PROMPT, seed=42, width=size, height=size, steps=steps)
     results: list[Result] = []
 
-    def draw() -> None:
+    def generate() -> None:
         result = engine.submit(request).result()
         encode(result.images[0], "png", "")
         results.append(result)
 
-    seconds = time_in_turn({"ours": draw}, options)
+    seconds = time_in_turn({"ours": generate}, options)
     engine.close()
     return report(
         "demo",
         options,
         model=name,
-        picture={"pixels": [size, size], "steps": steps, "prompt": PROMPT},
+        image={"pixels": [size, size], "steps": steps, "prompt": PROMPT},
         seconds=summary(seconds["ours"]),
         timings_ms=results[-1].timings_ms,
     )

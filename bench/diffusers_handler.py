@@ -1,7 +1,7 @@
-"""The plain worker that ours is measured beside: diffusers' pipeline, one job at a time, in the same SDK.
+"""A plain worker to compare with: diffusers' pipeline, one job at a time, in the same SDK.
 
-It takes a job's fields by our names and draws what our worker would; SD_WEIGHTS is a directory with one `.safetensors`
-and its tokenizer, SD_DEVICE and SD_DTYPE are names without `auto`.
+It takes a job's fields by our names and generates the same images. SD_WEIGHTS is a directory with one `.safetensors`
+and its tokenizer; SD_DEVICE and SD_DTYPE must not be `auto`.
 """
 
 import os
@@ -19,8 +19,8 @@ from tests.support.reference import reference_pipeline
 from tests.support.reference_schedulers import reference_scheduler
 
 
-class Drawing:
-    """A loaded pipeline, and the one way in which the platform asks it for pictures."""
+class DiffusersHandler:
+    """A loaded pipeline; a call runs one job."""
 
     def __init__(self, weights: Path, device: str, dtype: str) -> None:
         (checkpoint,) = weights.glob("*.safetensors")
@@ -35,33 +35,33 @@ class Drawing:
             self._pipeline.unet = torch.compile(self._pipeline.unet, mode="max-autotune", fullgraph=True)
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        """`{"input": {...}}` -> the pictures as base64 PNG, under the names of our worker's response."""
-        asked = job["input"]
-        solver, schedule = resolve(asked["sampler"], None)
-        self._pipeline.scheduler = reference_scheduler(solver, schedule, asked["steps"])
-        count = asked["num_images"]
-        drawn = self._pipeline(
-            asked["prompt"],
+        """`{"input": {...}}` -> the images as base64 PNG, under the names of our worker's response."""
+        fields = job["input"]
+        solver, schedule = resolve(fields["sampler"], None)
+        self._pipeline.scheduler = reference_scheduler(solver, schedule, fields["steps"])
+        count = fields["num_images"]
+        result = self._pipeline(
+            fields["prompt"],
             negative_prompt="",
             width=self._side,
             height=self._side,
-            num_inference_steps=asked["steps"],
-            guidance_scale=asked["scale"],
+            num_inference_steps=fields["steps"],
+            guidance_scale=fields["scale"],
             num_images_per_prompt=count,
-            generator=[torch.Generator().manual_seed(asked["seed"] + index) for index in range(count)],
+            generator=[torch.Generator().manual_seed(fields["seed"] + index) for index in range(count)],
         )
-        pictures = [png_base64(image) for image in drawn.images]
-        shown = {"image": pictures[0]} if count == 1 else {"images": pictures}
-        return {"message": "success", "uid": asked["uid"], **shown}
+        images = [png_base64(image) for image in result.images]
+        shown = {"image": images[0]} if count == 1 else {"images": images}
+        return {"message": "success", "uid": fields["uid"], **shown}
 
 
 def main() -> None:
     import runpod.serverless
 
-    drawing = Drawing(Path(os.environ["SD_WEIGHTS"]), os.environ["SD_DEVICE"], os.environ["SD_DTYPE"])
+    run = DiffusersHandler(Path(os.environ["SD_WEIGHTS"]), os.environ["SD_DEVICE"], os.environ["SD_DTYPE"])
 
     def handler(job: dict[str, Any]) -> dict[str, Any]:
-        return drawing(job)
+        return run(job)
 
     runpod.serverless.start({"handler": handler})
 

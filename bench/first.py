@@ -1,7 +1,7 @@
-"""The first job of a fresh worker beside its second: what warming up leaves undone. `python -m bench.first`
+"""The first job of a fresh worker beside its second, to show what the warm-up does not cover. `python -m bench.first`
 
-Each round is a process of its own that loads and warms the bundled demo model and then draws the same job twice. With
-`--full` it is the random model of v1.5's size: on a CPU its weights are cast and packed as the first job uses them.
+Each round is a new process that loads and warms up the bundled demo model and then runs the same job twice. With
+`--full` it is the random model of v1.5's size, whose weights are cast and packed, on a CPU, as the first job uses them.
 """
 
 import json

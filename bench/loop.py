@@ -1,4 +1,4 @@
-"""A worker in a process of its own, in the real SDK's loop, before a stand-in of the platform: what its clients see."""
+"""A worker process in the real SDK's loop, before a stand-in for the platform, measured from its clients' side."""
 
 import itertools
 import json
@@ -16,15 +16,15 @@ from typing import Any
 from tests.support.platform import PlatformStandIn, platform
 from tests.support.processes import WorkerProcess, environ_without_worker
 
-PATIENCE_S = 600.0  # how long a worker may take to start, or to answer any job, before it counts as stuck
+TIMEOUT_S = 600.0  # for a worker to start, and for any job to be answered
 POLL_S = 0.001
-# The SDK looks for jobs once a second while it believes that its queue is full; after this long it waits for one.
+# The SDK asks for jobs only once a second while it believes that its queue is full; after this time it polls again.
 IDLE_S = 1.5
 
 
 @dataclass(frozen=True)
 class Served:
-    """What clients saw of some jobs: the seconds until the last answer, and those of each job, from asked to answered.
+    """Some jobs as their clients measured them: the seconds until the last answer, and the latency of each job.
 
     `answers` are the jobs' outputs by uid.
     """
@@ -34,12 +34,12 @@ class Served:
     answers: dict[str, dict[str, Any]]
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return sum(len(answer.get("images", ("one",))) for answer in self.answers.values())
 
 
 class Worker:
-    """A worker process that has asked the platform for its first job, `ready_s` after it was started."""
+    """A worker process that has asked the platform for its first job, `ready_s` seconds after its start."""
 
     def __init__(self, stand_in: PlatformStandIn, process: WorkerProcess, started: float) -> None:
         self._stand_in, self.process = stand_in, process
@@ -47,34 +47,34 @@ class Worker:
         self.ready_s = time.perf_counter() - started
 
     def serve(self, jobs: Sequence[Mapping[str, Any]], clients: int) -> Served:
-        """Has the jobs drawn for so many clients, each of which asks for its next job when it has been answered.
+        """Run the jobs for this number of clients, each of which sends its next job once the last one is answered.
 
-        Every job needs a uid of its own. Raises `RuntimeError` where a job fails, the worker ends or is stuck.
+        Every job needs its own uid. Raises `RuntimeError` if a job fails, or the worker ends or is stuck.
         """
         answered = self._answered(since=len(self._stand_in.posted))
         waiting = deque(jobs)
-        asked: dict[str, float] = {}
+        sent_at: dict[str, float] = {}
         latencies: list[float] = []
         answers: dict[str, dict[str, Any]] = {}
 
-        def ask() -> None:
+        def send() -> None:
             job = waiting.popleft()
-            asked[job["uid"]] = time.perf_counter()
+            sent_at[job["uid"]] = time.perf_counter()
             self._stand_in.add(job["uid"], dict(job))
 
         for _ in range(min(clients, len(jobs))):
-            ask()
+            send()
         while len(answers) < len(jobs):
             output = next(answered)
             uid = output["uid"]
-            latencies.append(time.perf_counter() - asked[uid])
+            latencies.append(time.perf_counter() - sent_at[uid])
             answers[uid] = output
             if waiting:
-                ask()
-        return Served(time.perf_counter() - min(asked.values()), latencies, answers)
+                send()
+        return Served(time.perf_counter() - min(sent_at.values()), latencies, answers)
 
     def _answered(self, since: int) -> Iterator[dict[str, Any]]:
-        """The outputs of jobs that end from now on, `since` being what was posted before; progress is passed over."""
+        """The outputs of the jobs that end, in order, after the first `since` posts. Progress is skipped."""
         posted = self._stand_in.posted
         for position in itertools.count(since):
             self._wait_for(lambda position=position: len(posted) > position)  # type: ignore[misc]
@@ -85,12 +85,12 @@ class Worker:
                 yield body["output"]
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:
-        self.process.wait_for(condition, PATIENCE_S, POLL_S)
+        self.process.wait_for(condition, TIMEOUT_S, POLL_S)
 
 
 @contextmanager
 def running(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[Worker]:
-    """`python ARGUMENTS` once it has asked for its first job; of the worker's variables it has these alone."""
+    """`python ARGUMENTS`, once it has asked for its first job. Of a worker's variables, only those given are set."""
     with platform() as stand_in, tempfile.TemporaryDirectory() as folder:
         environ = {**environ_without_worker(), **stand_in.environ(), **environment}
         started = time.perf_counter()

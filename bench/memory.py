@@ -1,7 +1,4 @@
-"""The memory that forwards of each network hold at their peak, beside what the engine counts on.
-
-`python -m bench.memory`
-"""
+"""The peak memory of each network's forwards, beside what the engine counts for them. `python -m bench.memory`"""
 
 from collections.abc import Sequence
 from typing import Any

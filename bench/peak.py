@@ -1,8 +1,8 @@
-"""How near a UNet step comes to the fastest products of this machine. `python -m bench.peak [--dtype bf16]`
+"""A UNet step beside the fastest products of this machine. `python -m bench.peak [--dtype bf16]`
 
-The step is one call with guidance at 512x512. Its floating-point operations are counted by shape, on the meta device;
-the peaks are the fastest of some matrix products and of v1.5's own 3x3 convolutions, in the dtypes that the device
-draws in. A dtype's settings are torch's defaults.
+The step is one call with guidance at 512x512. Its floating-point operations are counted by shape, on the meta device.
+The peaks are the fastest of some matrix products and of v1.5's own 3x3 convolutions, in each dtype that the device
+supports, with torch's default settings.
 """
 
 import statistics
@@ -18,8 +18,8 @@ from sd_core.device import DTYPES
 from tests.support.operations import ROWS, count_operations, unet_inputs
 
 MATRIX_SIDES = {"cpu": (1024, 2048, 4096), "cuda": (2048, 4096, 8192, 16384)}
+# Channels and side of v1.5's levels at 512x512.
 FEATURE_MAPS = ((320, 64), (640, 32), (1280, 16))
-"""Channels and side of v1.5's levels at 512x512."""
 
 
 @torch.inference_mode()
@@ -67,7 +67,7 @@ def _feature_maps(options: Options) -> tuple[tuple[int, int], ...]:
 
 
 def _products(options: Options) -> dict[str, Callable[[], object]]:
-    """Every product by kind, dtype and shape."""
+    """A function for every product, by kind, dtype and shape."""
     return {
         f"{kind} {dtype} {shape}": make(options, DTYPES[dtype], *sizes)
         for dtype in _dtypes(options)
@@ -76,6 +76,7 @@ def _products(options: Options) -> dict[str, Callable[[], object]]:
 
 
 def _operations(options: Options) -> dict[str, int]:
+    """The floating-point operations of each product."""
     return {
         f"{kind} {dtype} {shape}": 2 * sizes[0] ** 3 if kind == "matmul" else 2 * ROWS * 9 * (sizes[0] * sizes[1]) ** 2
         for dtype in _dtypes(options)

@@ -1,4 +1,4 @@
-"""Lines over a few positions, as an SVG that browsers and code hosts show."""
+"""A line chart over a few positions, as an SVG that browsers and code hosts can show."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,15 +7,15 @@ from html import escape
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 48
 COLORS = ("#0b62a4", "#c0392b", "#6b7a1e", "#7d3c98")
-MOST_TICKS = 6
+MAX_TICKS = 6
 
 
 def line_plot(
     title: str, x_label: str, y_label: str, positions: Sequence[object], lines: Mapping[str, Sequence[float]]
 ) -> str:
-    """One line a name over evenly spaced positions; the y axis begins at zero."""
+    """One line per name over evenly spaced positions; the y axis begins at zero."""
     highest = max((value for values in lines.values() for value in values), default=0.0)
-    tick = _round_up(highest / MOST_TICKS or 1.0)
+    tick = _round_up(highest / MAX_TICKS or 1.0)
     ticks = max(1, math.ceil(highest / tick))
     step = (WIDTH - LEFT - RIGHT) / max(1, len(positions) - 1)
 
@@ -47,7 +47,7 @@ def line_plot(
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2 and 5 times a power of ten."""
+    """The next larger of 1, 2 and 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(times * power for times in (1, 2, 5, 10) if times * power >= value)
 

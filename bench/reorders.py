@@ -2,7 +2,7 @@
 
 Weights are packed at the first step; what is reordered at the second one is reordered at every step. `share` is the
 time of that over the time of the whole step. Each width is a small UNet that has every kind of layer on two levels;
-`--models` names real ones. The times are from oneDNN's log, on a CPU, which takes some time itself.
+`--models` names real ones. The times are from oneDNN's log, on a CPU; writing the log takes some time itself.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--models", nargs="*", choices=MODELS, default=["demo"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 512, 1024], help="pixels on a side")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 16])
-    parser.add_argument("--max-gflop", type=float, default=100.0, help="leave out the steps that take more")
+    parser.add_argument("--max-gflop", type=float, default=100.0, help="skip steps with more operations")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.tiny:

@@ -1,4 +1,4 @@
-"""What the engine makes of one device, beside the networks alone: in one process, without the platform."""
+"""The throughput of the engine, beside the networks alone: in one process, without the platform."""
 
 import queue
 import statistics
@@ -27,9 +27,11 @@ from tests.support.jobs import UNGUIDED_EVERY
 
 AnyUNet = UNet | GraphedUNet
 
+# Jobs beyond the batch that are submitted, so that no place in a forward stays empty while one job follows another.
 SPARE = 2
+
+# How many times a full batch is replaced while the steady state is timed.
 WINDOW = 4
-"""Times that a full batch is replaced while a steady state is timed."""
 
 
 def measure_sharing(
@@ -40,7 +42,7 @@ def measure_sharing(
     steps: int,
     prompt: str,
 ) -> dict[str, Any]:
-    """The gain of sharing forwards, how near to it the engine comes, and what the engine costs a lone job."""
+    """The gain of sharing forwards, how much of it the engine reaches, and the engine's overhead for a single job."""
     unet = for_device(model.networks.unet, model.device, packages.get(model.info.name, {}))
     size = model.info.native_size
     request = Request(prompt, seed=0, width=size, height=size, steps=steps)
@@ -52,7 +54,7 @@ def measure_sharing(
         forwards = _unet_alone(model, unet, requests, options)
         engine = _engines(shared, alone, requests, options)
         return {
-            "pictures": batch,
+            "images": batch,
             "steps": steps,
             "unet": forwards,
             "engine": engine,
@@ -67,7 +69,7 @@ def measure_sharing(
 
 @torch.inference_mode()
 def _unet_alone(model: StableDiffusion, unet: AnyUNet, requests: Sequence[Request], options: Options) -> dict[str, Any]:
-    """One forward of all pictures' rows beside forwards of two rows: a guided picture, or two that are not."""
+    """One forward of all images' rows, beside forwards of two rows each: a guided image, or two without guidance."""
     works = [_first_rows(request, model) for request in requests]
     guided = [[work] for work in works if len(work.contexts) == 2]
     others = [work for work in works if len(work.contexts) == 1]
@@ -92,13 +94,13 @@ def _first_rows(request: Request, model: StableDiffusion) -> UNetWork:
 
 
 def _engines(shared: Engine, alone: Engine, requests: Sequence[Request], options: Options) -> dict[str, Any]:
-    """The same pictures as whole jobs, submitted at once, drawn in shared forwards and one by one."""
+    """The same images as whole jobs, submitted at once: in shared forwards, and one by one."""
 
-    def draw(engine: Engine) -> None:
+    def generate(engine: Engine) -> None:
         for future in [engine.submit(request) for request in requests]:
             future.result()
 
-    sides = {"together": partial(draw, shared), "one_by_one": partial(draw, alone)}
+    sides = {"together": partial(generate, shared), "one_by_one": partial(generate, alone)}
     return _gain(time_in_turn(sides, options, warm_up=1))
 
 
@@ -111,32 +113,31 @@ def _gain(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _continuous(engine: Engine, request: Request, batch: int, options: Options) -> dict[str, Any]:
-    """Seconds a picture where jobs join a full batch at different ticks, beside one job of as many pictures."""
+    """Seconds per image if jobs join a full batch at different ticks, beside one job of as many images."""
     static = time_in_turn(
         {"static": lambda: engine.submit(replace(request, num_images=batch)).result()}, options, warm_up=1
     )["static"]
-    a_picture = [seconds / batch for seconds in static]
+    per_image = [seconds / batch for seconds in static]
     joined = _steady_seconds(engine, request, batch)
     return {
-        "static_s_a_picture": summary(a_picture, digits=5),
-        "continuous_s_a_picture": round(joined, 5),
-        "efficiency": round(statistics.median(a_picture) / joined, 3),
+        "static_s_per_image": summary(per_image, digits=5),
+        "continuous_s_per_image": round(joined, 5),
+        "efficiency": round(statistics.median(per_image) / joined, 3),
     }
 
 
 def _steady_seconds(engine: Engine, request: Request, batch: int) -> float:
-    """Seconds a picture while the batch is always full of equal jobs, each at a step of its own.
+    """Seconds per image while the batch is always full of equal jobs, each at a different step.
 
-    The first jobs are shorter, one less than the other, so that those after them begin at different ticks; what is
-    timed begins when as many as fill the batch have ended, and ends `WINDOW` times as many later. Some jobs more than
-    the batch holds are under way, so that no place in a forward stays empty while a job follows another.
+    The first jobs have fewer steps, each by another number, so that the jobs after them begin at different ticks. The
+    time is taken from when a batch of jobs has ended until `WINDOW` times as many more have.
     """
     ended: queue.SimpleQueue[tuple[float, Future[Result]]] = queue.SimpleQueue()
-    under_way: set[Future[Result]] = set()
+    running: set[Future[Result]] = set()
 
     def submit(seed: int, steps: int) -> None:
         future = engine.submit(replace(request, seed=seed, steps=steps))
-        under_way.add(future)
+        running.add(future)
         future.add_done_callback(lambda done: ended.put((time.perf_counter(), done)))
 
     for index in range(batch + SPARE):
@@ -145,10 +146,10 @@ def _steady_seconds(engine: Engine, request: Request, batch: int) -> float:
     while len(times) < batch * (1 + WINDOW):
         at, future = ended.get()
         future.result()
-        under_way.remove(future)
+        running.remove(future)
         times.append(at)
         submit(batch + SPARE + len(times), request.steps)
-    for future in under_way:
+    for future in running:
         future.cancel()
     return (times[-1] - times[batch - 1]) / (batch * WINDOW)
 
@@ -156,8 +157,11 @@ def _steady_seconds(engine: Engine, request: Request, batch: int) -> float:
 def _lone_job(
     engine: Engine, model: StableDiffusion, unet: AnyUNet, request: Request, options: Options
 ) -> dict[str, Any]:
-    """A job alone in the engine beside the same job in a bare loop of the same networks."""
-    sides = {"engine": lambda: engine.submit(request).result().images, "bare": lambda: draw_bare(request, model, unet)}
+    """A single job in the engine, beside the same job in a bare loop over the same networks."""
+    sides = {
+        "engine": lambda: engine.submit(request).result().images,
+        "bare": lambda: generate_bare(request, model, unet),
+    }
     seconds = time_in_turn(sides, options, warm_up=1)
     return {
         "engine_s": summary(seconds["engine"]),
@@ -168,7 +172,7 @@ def _lone_job(
 
 
 @torch.inference_mode()
-def draw_bare(request: Request, model: StableDiffusion, unet: AnyUNet) -> list[np.ndarray]:
+def generate_bare(request: Request, model: StableDiffusion, unet: AnyUNet) -> list[np.ndarray]:
     """The request's images, uint8 (H, W, 3), without thread, queue or batch."""
     return [_finish(picture, model, unet) for picture in prepare(request, model).pictures]
 
@@ -180,7 +184,7 @@ def _finish(picture: Picture, model: StableDiffusion, unet: AnyUNet) -> np.ndarr
         nonlocal given
         if not isinstance(work, UNetWork):
             return _answer(work, model)
-        given = given or _given(model, [work])  # a picture's prompts are the same at every step
+        given = given or _given(model, [work])  # an image's prompts are the same at every step
         return unet(work.latents, _timesteps([work]), given)
 
     last, _ = drive(picture, answer)
@@ -189,7 +193,7 @@ def _finish(picture: Picture, model: StableDiffusion, unet: AnyUNet) -> np.ndarr
 
 
 def _answer(work: Work, model: StableDiffusion) -> Any:
-    """What the networks other than the UNet answer."""
+    """The answer of a network other than the UNet."""
     match work:
         case TextWork(prompts=prompts):
             states = model.networks.text_encoder(torch.tensor(prompts, device=model.device))
@@ -202,7 +206,7 @@ def _answer(work: Work, model: StableDiffusion) -> Any:
 
 
 def _forward(model: StableDiffusion, unet: AnyUNet, works: Sequence[UNetWork]) -> Callable[[], Tensor]:
-    """One forward of the UNet with all rows, its prompts read beforehand."""
+    """One forward of the UNet with all rows; keys and values of the prompts are computed beforehand."""
     latents = torch.cat([work.latents for work in works])
     return partial(unet, latents, _timesteps(works), _given(model, works))
 

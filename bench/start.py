@@ -1,11 +1,11 @@
-"""Process start to ready, its phases, and the memory held then. `python -m bench.start [--dtype fp16]`
+"""The time from process start to ready, its phases, and the memory at that time. `python -m bench.start [--dtype fp16]`
 
-Ours is the whole worker, `python handler.py` as the platform starts it: ready is when the SDK first asks a stand-in of
-the platform for a job. The other side imports diffusers and calls `from_pretrained` on the same weights in diffusers'
-own layout, from the same disk: ready is when that returns. Both find the files in the page cache. `torch` is a process
-that imports torch alone: what is held beyond it is the model. `demo` is ours with the bundled demo model.
+`ours` is the whole worker, `python handler.py` as the platform starts it, until the SDK first asks a stand-in for the
+platform for a job. `diffusers` imports diffusers and calls `from_pretrained` on the same weights in diffusers' own
+layout, from the same disk, until that returns. Both read the files from the page cache. `torch` only imports torch; the
+memory beyond it is the model. `demo` is our worker with the bundled demo model.
 
-`phases_ms` is what the worker itself says in the `start_ms` of its line "ready".
+`phases_ms` is the `start_ms` that the worker logs in its line "ready".
 """
 
 import math
@@ -46,7 +46,7 @@ sys.stdin.read()
 
 @dataclass(frozen=True)
 class Started:
-    """One start: seconds to ready, bytes then held resident, and, of a worker, its phases' milliseconds."""
+    """One start: seconds until ready, resident bytes at that time, and a worker's milliseconds per phase."""
 
     seconds: float
     resident: int
@@ -111,7 +111,7 @@ def _diffusers_folder(model: RandomModel) -> Path:
 
 
 def _start_script(script: str, *arguments: str) -> Started:
-    """Until the script has run."""
+    """Start a process and wait until its script has run."""
     started = time.perf_counter()
     with _process([sys.executable, "-c", script + SAY_READY, *arguments], {"HF_HUB_OFFLINE": "1"}) as process:
         assert process.stdout is not None
@@ -121,7 +121,7 @@ def _start_script(script: str, *arguments: str) -> Started:
 
 
 def _start_worker(weights: Path, options: Options) -> Started:
-    """Until the worker asks for its first job."""
+    """Start a worker and wait until it asks for its first job."""
     with running(["handler.py"], worker_environment(weights, options)) as worker:
         resident = worker.process.resident_bytes
         ready = [line for line in worker.process.lines() if line["message"] == "ready"]

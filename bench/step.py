@@ -1,9 +1,9 @@
 """One UNet call with guidance at 512x512: two rows of 64x64 latents. `python -m bench.step [--dtype bf16] [--size 384]`
 
-Each side runs it as its own pipeline does at every step: ours with the prompts read beforehand, and the two rows as
-one picture, on a GPU as a CUDA graph of what `python -m builder compile` made where it did; diffusers with the latents
-doubled. `rounding` is each side's root mean square difference from diffusers'
-answer in float32, over that answer's own root mean square.
+Each side runs it as its own pipeline does at every step: ours with keys and values of the prompts computed beforehand
+and the two rows as one image, on a GPU as a CUDA graph, of a compiled forward if `python -m builder compile` made one;
+diffusers with the latents doubled. `rounding` is the root mean square of each side's difference from diffusers' float32
+output, over that of the output.
 """
 
 from collections.abc import Sequence
@@ -47,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         eps: torch.Tensor = theirs(doubled, timesteps, context).sample
         return eps
 
-    torch.backends.cudnn.allow_tf32 = False  # a GPU's float32 would else be as coarse as its halves
+    torch.backends.cudnn.allow_tf32 = False  # otherwise a GPU's float32 would be as coarse as float16
     exact = reference_unet(model.weights(UNET_PREFIX, options.device, torch.float32), model.architecture.unet)
     expected = exact(doubled.float(), timesteps, context.float()).sample
     del exact
-    ours_call()  # a graph, which is what is timed, is captured at the second call
+    ours_call()  # the graph, which is what is timed, is captured at the second call
     rounding = {"ours": rms_difference(ours_call(), expected), "diffusers": rms_difference(theirs_call(), expected)}
     about: dict[str, Any] = {"latents": list(doubled.shape), "packages": len(packages), "rounding": rounding}
     return compare("step", options, ours_call, "diffusers", theirs_call, **about)

@@ -1,12 +1,13 @@
 """Jobs of mixed steps, samplers and guidance through the real SDK's loop. `python -m bench.throughput [--reference]`
 
-Workers are processes before a stand-in of the platform: ours with SD_MAX_BATCH=16 (`--batch`), ours with
-SD_MAX_BATCH=1, and with `--reference` a plain worker on diffusers. At each concurrency that many clients ask, each for
-its next job as it is answered, and SD_MAX_CONCURRENCY is their number; the plain worker draws one job at a time. Every
-side draws the same jobs and takes its turn. `sharing` measures the engine and the UNet alone, without the platform.
+Workers are processes before a stand-in for the platform: ours with SD_MAX_BATCH=16 (`--batch`), ours with
+SD_MAX_BATCH=1, and with `--reference` a plain worker on diffusers. At each concurrency there are that many clients, and
+SD_MAX_CONCURRENCY is their number. Each client sends its next job once the last one is answered; the plain worker runs
+one job at a time. The sides run the same jobs, alternately. `sharing` measures the engine and the UNet alone, without
+the platform.
 
-The SDK takes up to 0.1 s to begin a job, and up to a second to ask for the next one after its queue was full: all of
-that is in the latencies, on every side.
+The SDK takes up to 0.1 s to begin a job, and up to a second to ask for the next one after its queue was full. The
+latencies of every side include that.
 """
 
 import argparse
@@ -35,13 +36,13 @@ from tests.support.jobs import PROMPTS, SAMPLERS, mixed_jobs
 
 LEVELS = (1, 2, 4, 8, 16)
 LONE_JOBS = 5
+# Rounds of the engine alone for each round of the loop, which takes minutes.
 SHARING_ROUNDS = 3
-"""How much oftener than the loop, which takes minutes, the engine alone is timed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asked for beyond `Options`."""
+    """The options of this script, beside the common `Options`."""
 
     options: Options
     full: bool
@@ -58,7 +59,7 @@ class Plan:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """The fewest and the most steps of a job."""
+        """The smallest and the largest number of steps of a job."""
         return (2, 5) if self.options.tiny else (15, 50)
 
 
@@ -86,14 +87,14 @@ def _plan(argv: Sequence[str] | None) -> Plan:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     full_option(parser)
     parser.add_argument("--batch", type=int, default=16, help="SD_MAX_BATCH of our first side")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=LEVELS, help="how many clients ask at once")
-    parser.add_argument("--jobs", type=int, default=32, help="jobs at each concurrency, at least one a client")
-    parser.add_argument("--reference", action="store_true", help="measure a plain worker on diffusers too")
-    parser.add_argument("--only", choices=("loop", "sharing"), help="one half of the measurement")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write jobs a second over concurrency as an SVG")
-    asked = parser.parse_args(argv)
-    levels = tuple(asked.concurrency)
-    return Plan(options_of(asked), asked.full, asked.batch, levels, asked.jobs, asked.reference, asked.only, asked.plot)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=LEVELS, help="numbers of clients at once")
+    parser.add_argument("--jobs", type=int, default=32, help="jobs at each concurrency, at least one per client")
+    parser.add_argument("--reference", action="store_true", help="also measure a plain worker on diffusers")
+    parser.add_argument("--only", choices=("loop", "sharing"), help="only this half of the measurement")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write jobs per second over concurrency as an SVG")
+    given = parser.parse_args(argv)
+    levels = tuple(given.concurrency)
+    return Plan(options_of(given), given.full, given.batch, levels, given.jobs, given.reference, given.only, given.plot)
 
 
 def _through_the_loop(plan: Plan) -> dict[str, Any]:
@@ -115,9 +116,9 @@ def _through_the_loop(plan: Plan) -> dict[str, Any]:
             **{side: _rates(rounds) for side, rounds in served.items()},
             "gain": ratio(_job_seconds(served[single]), _job_seconds(served[shared])),
         }
-    fewest, most = plan.steps
+    min_steps, max_steps = plan.steps
     return {
-        "jobs": {"count": plan.jobs, "steps": [fewest, most], "samplers": SAMPLERS, "guided": "two in three"},
+        "jobs": {"count": plan.jobs, "steps": [min_steps, max_steps], "samplers": SAMPLERS, "guided": "two in three"},
         "lone_job_s": {side: summary(seconds) for side, seconds in lone.items()},
         "concurrency": levels,
     }
@@ -135,7 +136,7 @@ def _worker(plan: Plan, batch: int, clients: int) -> Any:
 
 
 def _lone_seconds(worker: Worker, plan: Plan) -> list[float]:
-    """Latencies of one guided picture, each asked for when the worker waits for a job."""
+    """Latencies of one guided image, each requested while the worker is idle."""
     seconds = []
     for index in range(1 if plan.options.tiny else LONE_JOBS):
         time.sleep(IDLE_S)
@@ -145,7 +146,7 @@ def _lone_seconds(worker: Worker, plan: Plan) -> list[float]:
 
 
 def _job_seconds(rounds: Sequence[Served]) -> list[float]:
-    """Seconds a job, of each round."""
+    """Seconds per job, of each round."""
     return [served.seconds / len(served.answers) for served in rounds]
 
 
@@ -153,7 +154,7 @@ def _rates(rounds: Sequence[Served]) -> dict[str, Any]:
     seconds = sum(served.seconds for served in rounds)
     return {
         "jobs_per_s": round(sum(len(served.answers) for served in rounds) / seconds, 4),
-        "images_per_s": round(sum(served.pictures for served in rounds) / seconds, 4),
+        "images_per_s": round(sum(served.images for served in rounds) / seconds, 4),
         "latency_s": latency([value for served in rounds for value in served.latencies]),
     }
 
@@ -161,7 +162,7 @@ def _rates(rounds: Sequence[Served]) -> dict[str, Any]:
 def _plot(levels: dict[str, Any]) -> str:
     sides = [name for name in next(iter(levels.values())) if name != "gain"]
     lines = {side: [level[side]["jobs_per_s"] for level in levels.values()] for side in sides}
-    return line_plot("Throughput", "jobs under way", "jobs a second", list(levels), lines)
+    return line_plot("Throughput", "concurrent clients", "jobs per second", list(levels), lines)
 
 
 if __name__ == "__main__":

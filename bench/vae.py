@@ -1,4 +1,4 @@
-"""The VAE's decoding of one 512x512 picture. `python -m bench.vae [--dtype bf16]`"""
+"""The VAE's decoding of one 512x512 image. `python -m bench.vae [--dtype bf16]`"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[1, 2, 4, 8, 16],
         metavar="N",
-        help="rows of the forwards: two a picture with guidance, one without (default: 1 2 4 8 16)",
+        help="rows of the forwards: two per image with guidance, one without (default: 1 2 4 8 16)",
     )
     command.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="SD_DTYPE of the worker")
     command = commands.add_parser("inspect", help="describe a checkpoint file")

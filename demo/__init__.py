@@ -1,1 +1,1 @@
-"""The bundled demo model: what it was trained on, how, and how its pictures are judged."""
+"""The bundled demo model: its data set, its training, and how its images are judged."""

@@ -1,4 +1,4 @@
-"""Puts the trained networks together as a checkpoint in v1.5's layout: `python -m demo.assemble --out DIR`."""
+"""Assemble the trained networks as a checkpoint in v1.5's layout: `python -m demo.assemble --out DIR`."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.dataset import SIDE, draw, training_scene
+from demo.dataset import SIDE, render, training_scene
 from demo.optimize import to_model_range
 from demo.train_vae import CONFIG as VAE_CONFIG
 from sd_core.formats.detect import NATIVE_SIZE_KEY
@@ -28,10 +28,10 @@ PREFIXES = {"text_encoder.": TEXT_PREFIX, "unet.": UNET_PREFIX}
 def latent_to_rgb(vae: VAE, scenes: int = 128) -> list[list[float]]:
     """The linear map, with a constant row, from scaled latents to colours in [-1, 1] that fits these scenes best."""
     rng = random.Random(0)
-    pictures = to_model_range(torch.from_numpy(draw(training_scene(rng))) for _ in range(scenes))
-    mean, _ = vae.moments(pictures)
+    images = to_model_range(torch.from_numpy(render(training_scene(rng))) for _ in range(scenes))
+    mean, _ = vae.moments(images)
     latents = (mean * vae.config.scale_factor).permute(0, 2, 3, 1).flatten(0, 2)
-    colours = F.avg_pool2d(pictures, 8).permute(0, 2, 3, 1).flatten(0, 2)
+    colours = F.avg_pool2d(images, 8).permute(0, 2, 3, 1).flatten(0, 2)
     constant = torch.ones(len(latents), 1)
     fitted: Tensor = torch.linalg.lstsq(torch.cat([latents, constant], dim=1), colours).solution
     return [[round(weight, 4) for weight in row] for row in fitted.tolist()]
@@ -39,7 +39,7 @@ def latent_to_rgb(vae: VAE, scenes: int = 128) -> list[list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the folder that was trained in")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the training")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the checkpoint goes")
     arguments = parser.parse_args()
     trained = load_file(arguments.out / "vae.safetensors")

@@ -1,4 +1,4 @@
-"""Scenes of one or two plain shapes, the prompts that describe them, and their pictures."""
+"""Scenes of one or two plain shapes, the prompts that describe them, and their images."""
 
 import math
 import random
@@ -26,6 +26,7 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "ring")
 SIZES = ("", "small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 
+# (colour, shape) pairs that training never shows, neither alone nor beside another shape.
 HELD_OUT_PAIRS = frozenset(
     {
         ("red", "star"),
@@ -36,15 +37,14 @@ HELD_OUT_PAIRS = frozenset(
         ("orange", "circle"),
     }
 )
-"""(colour, shape) pairs that training never shows, alone or in company."""
 
+# Radius of a single shape, as a fraction of the image's side.
 RADII = {"": (0.22, 0.38), "small": (0.16, 0.21), "large": (0.36, 0.42)}
-"""Radius of a lone shape, as a fraction of the picture's side."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A shape and where it lies: centre and radius are fractions of the picture's side."""
+    """A shape and its place: centre and radius are fractions of the image's side."""
 
     colour: str
     shape: str
@@ -102,13 +102,13 @@ def coverage(figure: Figure, side: int = SIDE) -> np.ndarray:
     return np.asarray(mask.reduce(OVERSAMPLING), dtype=np.float32) / 255
 
 
-def draw(scene: Scene, side: int = SIDE) -> np.ndarray:
-    """The scene as a picture: uint8 (side, side, 3)."""
-    picture = np.broadcast_to(np.array(COLOURS[scene.background], np.float32), (side, side, 3))
+def render(scene: Scene, side: int = SIDE) -> np.ndarray:
+    """The scene as an image: uint8 (side, side, 3)."""
+    image = np.broadcast_to(np.array(COLOURS[scene.background], np.float32), (side, side, 3))
     for figure in scene.figures:
         alpha = coverage(figure, side)[:, :, None]
-        picture = picture * (1 - alpha) + np.array(COLOURS[figure.colour], np.float32) * alpha
-    return np.rint(picture).astype(np.uint8)
+        image = image * (1 - alpha) + np.array(COLOURS[figure.colour], np.float32) * alpha
+    return np.rint(image).astype(np.uint8)
 
 
 def single_prompt(size: str, colour: str, shape: str, background: str) -> str:
@@ -128,7 +128,7 @@ def single_scene(rng: random.Random, size: str, colour: str, shape: str, backgro
 
 
 def pair_scene(rng: random.Random, first: Figure, relation: str, second: Figure, background: str) -> Scene:
-    """Two shapes, each in its own half of the picture, places and radii drawn from `rng`."""
+    """Two shapes, each in its own half of the image, places and radii drawn from `rng`."""
     near, far = rng.uniform(0.24, 0.27), rng.uniform(0.73, 0.76)
     along = {"left of": (near, far), "above": (near, far), "right of": (far, near), "below": (far, near)}[relation]
     placed = []
@@ -143,7 +143,7 @@ def pair_scene(rng: random.Random, first: Figure, relation: str, second: Figure,
 def unseen_singles() -> frozenset[tuple[str, str, str, str]]:
     """(size, colour, shape, background) of the one-shape prompts that training leaves out: one in ten.
 
-    The held-out pairs are not among them; they have a score of their own.
+    The held-out pairs are not among them; they are scored separately.
     """
     combinations = [
         (size, colour, shape, background)
@@ -167,7 +167,7 @@ def random_figure(rng: random.Random, background: str) -> Figure:
 
 
 def training_scene(rng: random.Random) -> Scene:
-    """A scene of the training set: as often one shape as two."""
+    """A scene of the training set; one shape is as frequent as two."""
     unseen = unseen_singles()
     while True:
         background = rng.choice(list(COLOURS))

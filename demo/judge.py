@@ -1,4 +1,4 @@
-"""Says what a picture shows, and how often the demo model drew what its prompt said: `python -m demo.judge`."""
+"""Detect what an image shows, and count how often the demo model follows its prompt: `python -m demo.judge`."""
 
 import argparse
 import json
@@ -31,13 +31,13 @@ from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 
 TEMPLATE_SIDE = 48
-LEAST_AREA = 1 / 250  # of the picture: what is smaller is a speck
-LEAST_OVERLAP = 0.75  # intersection over union with the nearest shape
+MIN_AREA = 1 / 250  # of the image: smaller parts are ignored
+MIN_OVERLAP = 0.75  # intersection over union with the nearest shape
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the judge sees: the background's colour, and the figures, in no order."""
+class Detected:
+    """What an image shows: the background's colour, and the figures, in no particular order."""
 
     background: str
     figures: tuple[Figure, ...]
@@ -68,8 +68,8 @@ def boxed(mask: np.ndarray) -> np.ndarray:
     """The mask in its bounding box, stretched to TEMPLATE_SIDE on each side."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    picture = Image.fromarray(crop.astype(np.uint8) * 255).resize((TEMPLATE_SIDE, TEMPLATE_SIDE))
-    return np.asarray(picture) > 127
+    resized = Image.fromarray(crop.astype(np.uint8) * 255).resize((TEMPLATE_SIDE, TEMPLATE_SIDE))
+    return np.asarray(resized) > 127
 
 
 @cache
@@ -78,51 +78,51 @@ def templates() -> dict[str, np.ndarray]:
 
 
 def name_shape(mask: np.ndarray) -> str:
-    """The shape whose template the mask overlaps most, or "blob" where it overlaps none well."""
-    seen = boxed(mask)
-    overlaps = {shape: (seen & known).sum() / (seen | known).sum() for shape, known in templates().items()}
+    """The shape whose template the mask overlaps most, or "blob" if no overlap reaches MIN_OVERLAP."""
+    found = boxed(mask)
+    overlaps = {shape: (found & known).sum() / (found | known).sum() for shape, known in templates().items()}
     best = max(overlaps, key=lambda shape: float(overlaps[shape]))
-    return best if overlaps[best] >= LEAST_OVERLAP else "blob"
+    return best if overlaps[best] >= MIN_OVERLAP else "blob"
 
 
-def look(picture: np.ndarray) -> Seen:
+def detect(image: np.ndarray) -> Detected:
     """uint8 (H, W, 3) -> what it shows."""
-    height, width = picture.shape[:2]
-    rgb = picture.astype(np.float64)
+    height, width = image.shape[:2]
+    rgb = image.astype(np.float64)
     border = np.concatenate(
         [rgb[:3].reshape(-1, 3), rgb[-3:].reshape(-1, 3), rgb[:, :3].reshape(-1, 3), rgb[:, -3:].reshape(-1, 3)]
     )
     ground = np.median(border, axis=0)
     figures = []
     for part in components(np.sqrt(np.square(rgb - ground).sum(axis=2)) > 60):
-        if part.sum() < LEAST_AREA * part.size:
+        if part.sum() < MIN_AREA * part.size:
             continue
         colour = np.median(rgb[part], axis=0)
-        # The edge of a figure lies where its colour and the ground's are mixed half and half.
+        # The edge of a figure is where its colour and the ground's are mixed half and half.
         inside = part & ((rgb - ground) @ (colour - ground) > np.square(colour - ground).sum() / 2)
         shape = name_shape(inside) if inside.any() else "blob"
         y, x = np.argwhere(part).mean(axis=0)
         radius = float(np.sqrt(part.sum() / np.pi)) / width
         figures.append(Figure(nearest_colour(colour), shape, float(x) / width, float(y) / height, radius))
-    return Seen(nearest_colour(ground), tuple(figures))
+    return Detected(nearest_colour(ground), tuple(figures))
 
 
-def shows(seen: Seen, scene: Scene) -> bool:
-    """Whether the picture has the scene's background and its figures, no more and no fewer, each in its place."""
-    if seen.background != scene.background or len(seen.figures) != len(scene.figures):
+def shows(detected: Detected, scene: Scene) -> bool:
+    """Whether an image has the scene's background and exactly its figures, each in its place."""
+    if detected.background != scene.background or len(detected.figures) != len(scene.figures):
         return False
     if len(scene.figures) == 1:
-        return seen.figures[0].pair == scene.figures[0].pair
+        return detected.figures[0].pair == scene.figures[0].pair
     first, second = scene.figures
     axis = "x" if abs(first.x - second.x) > abs(first.y - second.y) else "y"
     wanted = sorted(scene.figures, key=lambda figure: float(getattr(figure, axis)))
-    found = sorted(seen.figures, key=lambda figure: float(getattr(figure, axis)))
+    found = sorted(detected.figures, key=lambda figure: float(getattr(figure, axis)))
     apart = float(getattr(found[1], axis)) - float(getattr(found[0], axis)) > 0.2
     return apart and [figure.pair for figure in found] == [figure.pair for figure in wanted]
 
 
 def unseen_scenes(count: int) -> dict[str, list[Scene]]:
-    """`count` scenes a group whose prompts training never saw."""
+    """`count` scenes per group, whose prompts are not in the training set."""
     rng = random.Random(2)
     singles = [single_scene(rng, *words) for words in rng.sample(sorted(unseen_singles()), count)]
     held_out = [
@@ -141,12 +141,12 @@ def unseen_scenes(count: int) -> dict[str, list[Scene]]:
 @dataclass(frozen=True)
 class Score:
     right: int
-    drawn: int
+    images: int
     percent: float
 
 
 def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Score]:
-    """Draws `count` pictures a group with the default sampler, steps and guidance; `sheet` keeps them as one PNG."""
+    """Score `count` images per group, with the default sampler, steps and guidance; `sheet` is a PNG of all."""
     size = next(iter(engine.models.values())).info.native_size
     scores, rows = {}, []
     for group, scenes in unseen_scenes(count).items():
@@ -154,12 +154,12 @@ def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Sc
             engine.submit(Request(scene.prompt, seed=index, width=size, height=size))
             for index, scene in enumerate(scenes)
         ]
-        pictures = [future.result().images[0] for future in futures]
-        right = [shows(look(picture), scene) for picture, scene in zip(pictures, scenes, strict=True)]
+        images = [future.result().images[0] for future in futures]
+        right = [shows(detect(image), scene) for image, scene in zip(images, scenes, strict=True)]
         scores[group] = Score(sum(right), count, round(100 * sum(right) / count, 1))
-        rows += [np.concatenate(pictures[start : start + 10], axis=1) for start in range(0, count - count % 10, 10)]
+        rows += [np.concatenate(images[start : start + 10], axis=1) for start in range(0, count - count % 10, 10)]
         for index in (index for index, good in enumerate(right) if not good):
-            print(f"wrong: {scenes[index].prompt!r} (seed {index}) shows {look(pictures[index])}", flush=True)
+            print(f"wrong: {scenes[index].prompt!r} (seed {index}) shows {detect(images[index])}", flush=True)
     if sheet is not None and rows:
         Image.fromarray(np.concatenate(rows)).save(sheet)
     return scores
@@ -168,13 +168,13 @@ def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Sc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights")
-    most = len(unseen_singles())
-    parser.add_argument("--count", type=int, default=60, help=f"pictures a group, {most} at most")
+    max_count = len(unseen_singles())
+    parser.add_argument("--count", type=int, default=60, help=f"images per group, at most {max_count}")
     parser.add_argument("--dtype", default="fp32")
-    parser.add_argument("--sheet", type=Path, help="write all pictures to this PNG")
+    parser.add_argument("--sheet", type=Path, help="write all images to this PNG")
     arguments = parser.parse_args()
-    if not 1 <= arguments.count <= most:
-        parser.error(f"--count is 1 to {most}: training left no more prompts of one shape out")
+    if not 1 <= arguments.count <= max_count:
+        parser.error(f"--count is 1 to {max_count}, the number of one-shape prompts that training left out")
     model = StableDiffusion.load(
         arguments.weights / "demo.safetensors", arguments.weights, device="cpu", dtype=arguments.dtype
     )

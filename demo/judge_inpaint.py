@@ -21,13 +21,13 @@ from demo.dataset import (
     Figure,
     Scene,
     coverage,
-    draw,
     pair_scene,
     random_figure,
+    render,
     single_prompt,
     single_scene,
 )
-from demo.judge import Score, look, shows
+from demo.judge import Score, detect, shows
 from sd_core.engine.engine import Engine
 from sd_core.nested import Outpaint
 from sd_core.pipeline.model import StableDiffusion
@@ -47,7 +47,7 @@ class Case:
     kept: np.ndarray
 
     def is_right(self, image: np.ndarray) -> bool:
-        return self.keeps(image) and shows(look(image), self.scene)
+        return self.keeps(image) and shows(detect(image), self.scene)
 
     def keeps(self, image: np.ndarray) -> bool:
         return image.shape == self.whole.shape and np.array_equal(image[self.kept], self.whole[self.kept])
@@ -80,7 +80,7 @@ def border(rng: random.Random, seed: int) -> Case:
     """Half an image with its shape grows to the whole, with the other shape in the new half."""
     background, relation = rng.choice(list(COLOURS)), rng.choice(RELATIONS)
     scene = pair_scene(rng, random_figure(rng, background), relation, random_figure(rng, background), background)
-    whole, half = draw(scene), SIDE // 2
+    whole, half = render(scene), SIDE // 2
     grows, (rows, columns) = {
         "left of": (Outpaint(right=half), (slice(None), slice(half))),
         "right of": (Outpaint(left=half), (slice(None), slice(half, None))),
@@ -111,7 +111,7 @@ def _two_unlike(rng: random.Random, background: str) -> tuple[Figure, Figure]:
 
 
 def _repainted(before: Scene, after: Scene, hidden: Figure, seed: int) -> Case:
-    image = draw(before)
+    image = render(before)
     square = replace(hidden, shape="square", radius=hidden.radius * MARGIN)
     mask = np.where(coverage(square) > 0, 255, 0).astype(np.uint8)
     request = Request(
@@ -136,7 +136,7 @@ def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Sc
             sent = [np.where(case.kept[..., None], case.whole, 127) for case in cases[start : start + 10]]
             rows += [np.concatenate(row, axis=1).astype(np.uint8) for row in (sent, images[start : start + 10])]
         for index in (index for index, good in enumerate(right) if not good):
-            print(f"wrong: {cases[index].scene.prompt!r} (seed {index}) shows {look(images[index])}", flush=True)
+            print(f"wrong: {cases[index].scene.prompt!r} (seed {index}) shows {detect(images[index])}", flush=True)
     if sheet is not None and rows:
         Image.fromarray(np.concatenate(rows)).save(sheet)
     return scores

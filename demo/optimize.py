@@ -1,4 +1,4 @@
-"""Mixed-precision optimization: a bfloat16 network that computes, float32 weights that learn, and their average."""
+"""Mixed-precision optimization: forwards in bfloat16, updates and their moving average in float32."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class Optimizer:
     """AdamW on float32 copies of a bfloat16 module's parameters, with warm-up, cosine decay and an average.
 
-    The average (EMA) is what is kept in the end: it draws better than the last step's weights.
+    The result of a training is the average (EMA): it generates better images than the last step's weights.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Optimizer:
         self.adamw.param_groups[0]["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
         self.adamw.step()
         self.step_index += 1
-        # A young average forgets faster, or it would remember the random start.
+        # A smaller decay at the start, so that the average forgets the random initialization.
         decay = min(self.ema_decay, (1 + self.step_index) / (10 + self.step_index))
         torch._foreach_lerp_(self.average, self.master, 1 - decay)
         with torch.no_grad():
@@ -53,6 +53,6 @@ class Optimizer:
         return dict(zip(self.names, (a.clone() for a in self.average), strict=True))
 
 
-def to_model_range(pictures: Iterable[Tensor]) -> Tensor:
-    """uint8 pictures (H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
-    return torch.stack(list(pictures)).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
+def to_model_range(images: Iterable[Tensor]) -> Tensor:
+    """uint8 images (H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
+    return torch.stack(list(images)).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1

@@ -1,7 +1,7 @@
-"""Sharpens the demo's decoder on latents as they are drawn: `python -m demo.train_decoder --out DIR`.
+"""Train the demo's decoder on latents like those of the UNet: `python -m demo.train_decoder --out DIR`.
 
-The encoder stays as it is, and with it what the UNet has learned. The decoder sees latents with noise in them and
-stretched a little, as guidance leaves them, and learns to draw the clean picture.
+The encoder is not changed, so the UNet stays valid. The decoder is given slightly noisy and stretched latents, as
+guidance produces them, and learns to decode the clean image.
 """
 
 import argparse
@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.dataset import draw, training_scene
+from demo.dataset import render, training_scene
 from demo.optimize import Optimizer, to_model_range
 from demo.train_diffusion import STARS_HELP, TRAINING_SET_SEED, star_shares
 from demo.train_vae import CONFIG
 from sd_core.models.vae import VAE
 from sd_core.text.tokenizer import CLIPTokenizer
 
-MOST_NOISE = 0.25  # deviation, in units of the scaled latents' own
+MAX_NOISE = 0.25  # standard deviation, relative to that of the scaled latents
 STRETCH = (0.95, 1.1)
 OUTLINE_WEIGHT = 4.0
 
 
 def outlines(pixels: Tensor) -> Tensor:  # (B, 3, H, W)
-    """Weights (B, 1, H, W) of each pixel's error, from 1 in plain areas to 5 at outlines: they tell shapes apart."""
+    """Weights (B, 1, H, W) of each pixel's error: 1 in plain areas, up to 5 at outlines, which distinguish shapes."""
     spread = F.max_pool2d(pixels, 7, stride=1, padding=3) + F.max_pool2d(-pixels, 7, stride=1, padding=3)
     return 1 + OUTLINE_WEIGHT * (spread.amax(dim=1, keepdim=True) / 2)
 
@@ -48,23 +48,23 @@ def main() -> None:
     vae.encoder.requires_grad_(requires_grad=False)
     vae.quant_conv.requires_grad_(requires_grad=False)
     optimizer = Optimizer(vae, learning_rate=arguments.learning_rate, steps=arguments.steps)
-    # The UNet's training set, whose latents are at hand, drawn again picture by picture.
+    # The latents of the UNet's training set are stored; its images are rendered again from the same scenes.
     data, rng = load_file(arguments.out / "latents.safetensors"), random.Random(TRAINING_SET_SEED)
     latents, scenes = data["latents"], [training_scene(rng) for _ in data["latents"]]
     shares = star_shares(data["ids"], CLIPTokenizer.load(arguments.out), arguments.stars)
-    started, seen = time.monotonic(), []
+    started, errors = time.monotonic(), []
     for step in range(arguments.steps):
         chosen = torch.multinomial(shares, arguments.batch, replacement=True)
         z = latents[chosen].float()
-        pixels = to_model_range(torch.from_numpy(draw(scenes[index])) for index in chosen.tolist())
+        pixels = to_model_range(torch.from_numpy(render(scenes[index])) for index in chosen.tolist())
         z = z * torch.empty(len(z), 1, 1, 1).uniform_(*STRETCH)
-        z = z + torch.randn_like(z) * MOST_NOISE * torch.rand(len(z), 1, 1, 1)
-        drawn = vae.decoder(vae.post_quant_conv((z / CONFIG.scale_factor).bfloat16()))
-        error = (drawn.float() - pixels).abs()
+        z = z + torch.randn_like(z) * MAX_NOISE * torch.rand(len(z), 1, 1, 1)
+        decoded = vae.decoder(vae.post_quant_conv((z / CONFIG.scale_factor).bfloat16()))
+        error = (decoded.float() - pixels).abs()
         optimizer.step((error * outlines(pixels)).mean())
-        seen.append(error.mean().item())
+        errors.append(error.mean().item())
         if (step + 1) % 100 == 0:
-            l1 = sum(seen[-100:]) / 100
+            l1 = sum(errors[-100:]) / 100
             print(f"{step + 1}/{arguments.steps} {time.monotonic() - started:.0f} s: L1 {l1:.4f}", flush=True)
 
     trained = {**load_file(arguments.out / "vae.safetensors"), **optimizer.averaged()}

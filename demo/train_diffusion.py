@@ -1,4 +1,4 @@
-"""Trains the demo's text encoder and UNet on the trained autoencoder: `python -m demo.train_diffusion --out DIR`."""
+"""Train the demo's text encoder and UNet on the trained autoencoder: `python -m demo.train_diffusion --out DIR`."""
 
 import argparse
 import random
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from demo.dataset import draw, training_scene
+from demo.dataset import render, training_scene
 from demo.optimize import Optimizer, to_model_range
 from demo.train_vae import CONFIG as VAE_CONFIG
 from sd_core.models.clip import CLIPConfig, CLIPTextEncoder
@@ -26,7 +26,7 @@ TRAINING_SET_SEED = 1
 PROMPT_DROPOUT = 0.12
 SNR_CAP = 5.0
 FIRST_PURE_TIMESTEP = 950
-STARS_HELP = "how often pictures with a star, which is the hardest to draw, are chosen for each other picture"
+STARS_HELP = "weight of images with a star, the hardest shape, relative to other images"
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
@@ -36,7 +36,7 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
 
 
 class Diffusion(nn.Module):
-    """The two networks that learn together."""
+    """The two networks that are trained together."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Diffusion(nn.Module):
         embeddings = self.text_encoder.text_model.embeddings
         nn.init.normal_(embeddings.token_embedding.weight, std=0.02)
         nn.init.normal_(embeddings.position_embedding.weight, std=0.02)
-        # Residual branches and the answer start at zero, which trains faster and steadier.
+        # Residual branches and the output start at zero, for faster and more stable training.
         for name, parameter in self.unet.named_parameters():
             if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
                 nn.init.zeros_(parameter)
@@ -58,28 +58,28 @@ def training_set(vae: VAE, tokenizer: CLIPTokenizer, count: int) -> tuple[Tensor
     vae = vae.bfloat16().eval()
     for start in range(0, count, 32):
         scenes = [training_scene(rng) for _ in range(min(32, count - start))]
-        mean, _ = vae.moments(to_model_range(torch.from_numpy(draw(scene)) for scene in scenes))
+        mean, _ = vae.moments(to_model_range(torch.from_numpy(render(scene)) for scene in scenes))
         latents.append((mean * VAE_CONFIG.scale_factor).half())
         ids += [tokenizer.encode(scene.prompt, 77).ids for scene in scenes]
-    return torch.cat(latents), torch.tensor(ids)
+    return torch.cat(latents).contiguous(), torch.tensor(ids)
 
 
 def star_shares(ids: Tensor, tokenizer: CLIPTokenizer, stars: float) -> Tensor:
-    """How often to choose each picture, from its prompt's token ids (count, 77): those with a star `stars` times."""
+    """The weight of each image, from its prompt's token ids (count, 77): `stars` with a star, else 1."""
     (star,) = tokenizer.encode("star", 3).ids[1:2]
     return torch.where((ids == star).any(dim=1), stars, 1.0)
 
 
-def questions(x0: Tensor, pure_noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def training_rows(x0: Tensor, pure_noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noisy latents, their timesteps, the eps to learn and each row's weight, for clean latents (B, 4, 16, 16).
 
-    The first stage weighs rows as min-SNR does (Hang et al. 2023). Where noise is strongest, though, eps hardly shows
-    what a prompt decides, and v1's schedule leaves a trace of the picture even at its last timestep, which sampling
-    does not have. The second stage weighs such rows by sqrt(1 + 1 / SNR) more, and shows some without that trace.
+    The first stage weights rows by min-SNR (Hang et al. 2023). But at the strongest noise, eps hardly depends on the
+    prompt, and v1's schedule leaves a trace of the image even at its last timestep, which sampling does not have. The
+    second stage therefore weights rows by sqrt(1 + 1 / SNR) more, and a share of its rows is pure noise.
     """
     alphas = torch.tensor(v1_schedule().alphas_cumprod, dtype=torch.float32)
     rows = len(x0)
-    # Spread evenly over the schedule: less variance a step than independent draws.
+    # Spread evenly over the schedule, for less variance per step than independent draws.
     timesteps = ((torch.arange(rows) + torch.rand(rows)) / rows * 1000).long().clamp(max=999)
     pure = torch.rand(rows) < pure_noise
     timesteps = torch.where(pure, torch.randint(FIRST_PURE_TIMESTEP, 1000, (rows,)), timesteps)
@@ -92,12 +92,14 @@ def questions(x0: Tensor, pure_noise: float) -> tuple[Tensor, Tensor, Tensor, Te
     return x, timesteps, target, weight * (1 + 1 / snr).sqrt() if pure_noise else weight
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of vae.safetensors and the vocabulary")
-    parser.add_argument("--pictures", type=int, default=29_120)
+    parser.add_argument("--images", type=int, default=29_120, help="size of the training set")
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--decay-steps", type=int, help="where the learning rate's cosine ends; default: --steps")
+    parser.add_argument(
+        "--decay-steps", type=int, help="step at which the learning rate's cosine ends; default: --steps"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stars", type=float, default=1.0, help=STARS_HELP)
@@ -105,21 +107,29 @@ def main() -> None:
         "--pure-noise",
         type=float,
         default=0.0,
-        help="second stage: go on from the first and learn what prompts decide, with this share of rows of pure noise",
+        help="second stage: continue the first one with this share of rows of pure noise",
     )
-    arguments = parser.parse_args()
-    out: Path = arguments.out
+    return parser.parse_args()
 
+
+def stored_training_set(out: Path, tokenizer: CLIPTokenizer, count: int) -> tuple[Tensor, Tensor]:
+    """`training_set`, made once and stored in the folder."""
+    file = out / "latents.safetensors"
+    if not file.exists():
+        vae = VAE(VAE_CONFIG)
+        vae.load_state_dict(load_file(out / "vae.safetensors"))
+        latents, ids = training_set(vae, tokenizer, count)
+        save_file({"latents": latents, "ids": ids}, file)
+    stored = load_file(file)
+    return stored["latents"], stored["ids"]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    out: Path = arguments.out
     tokenizer = CLIPTokenizer.load(out)
-    vae = VAE(VAE_CONFIG)
-    vae.load_state_dict(load_file(out / "vae.safetensors"))
-    cache = out / "latents.safetensors"
-    if not cache.exists():
-        latents, ids = training_set(vae, tokenizer, arguments.pictures)
-        save_file({"latents": latents, "ids": ids}, cache)
-    data = load_file(cache)
-    latents, ids = data["latents"], data["ids"]
-    print(f"{len(latents)} pictures, latents' deviation {latents.float().std():.3f}", flush=True)
+    latents, ids = stored_training_set(out, tokenizer, arguments.images)
+    print(f"{len(latents)} images, latents' deviation {latents.float().std():.3f}", flush=True)
 
     second = arguments.pure_noise > 0
     torch.manual_seed(arguments.seed)
@@ -129,19 +139,20 @@ def main() -> None:
     optimizer = Optimizer(model, learning_rate=7e-4 if second else 1e-3, steps=arguments.decay_steps or arguments.steps)
     shares = star_shares(ids, tokenizer, arguments.stars)
     no_prompt = torch.tensor(tokenizer.encode("", 77).ids)
-    started, seen = time.monotonic(), []
+    started, losses = time.monotonic(), []
     for step in range(arguments.steps):
         chosen = torch.multinomial(shares, arguments.batch, replacement=True)
         x0, prompt = latents[chosen].float(), ids[chosen].clone()
         prompt[torch.rand(len(prompt)) < PROMPT_DROPOUT] = no_prompt
-        x, timesteps, target, weight = questions(x0, arguments.pure_noise)
-        eps = model.unet(x.bfloat16(), timesteps.float(), model.text_encoder(prompt)).float()
+        x, timesteps, target, weight = training_rows(x0, arguments.pure_noise)
+        given = model.unet.given(model.text_encoder(prompt))
+        eps = model.unet(x.bfloat16(), timesteps.float(), given).float()
         error = (eps - target).square().mean(dim=(1, 2, 3))
         loss = (error * weight).mean()
         optimizer.step(loss)
-        seen.append((loss.item(), error.mean().item()))
+        losses.append((loss.item(), error.mean().item()))
         if (step + 1) % 100 == 0:
-            weighted, plain = (sum(column) / 100 for column in zip(*seen[-100:], strict=True))
+            weighted, plain = (sum(column) / 100 for column in zip(*losses[-100:], strict=True))
             print(
                 f"{step + 1}/{arguments.steps} {time.monotonic() - started:.0f} s: "
                 f"weighted {weighted:.4f}, plain {plain:.4f}",

@@ -1,4 +1,4 @@
-"""Trains the demo's autoencoder: `python -m demo.train_vae --out DIR`."""
+"""Train the demo's autoencoder: `python -m demo.train_vae --out DIR`."""
 
 import argparse
 import random
@@ -10,33 +10,33 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demo.dataset import SIDE, draw, training_scene
+from demo.dataset import SIDE, render, training_scene
 from demo.optimize import Optimizer, to_model_range
 from sd_core.models.vae import VAE, VAEConfig
 
 CONFIG = VAEConfig(channels=(32, 64, 64, 128), num_res_blocks=1)
 KL_WEIGHT = 5e-4
 CROP, BATCH = 64, 16
-DECAY_STEPS = 3_900  # past the end: the decoder goes on learning in demo.train_decoder
+DECAY_STEPS = 3_900  # beyond the last step, because demo.train_decoder continues the decoder's training
 
 
 def crops(rng: random.Random, count: int) -> Tensor:
-    """Square crops (count, 3, CROP, CROP) of training scenes, drawn at any scale at which they hold the crop."""
-    pictures = []
+    """Square crops (count, 3, CROP, CROP) of training scenes, rendered at random scales."""
+    images = []
     for _ in range(count):
         side = rng.randrange(CROP, SIDE + 1, 4)
         left, top = rng.randrange(side - CROP + 1), rng.randrange(side - CROP + 1)
-        picture = draw(training_scene(rng), side)[top : top + CROP, left : left + CROP]
-        pictures.append(torch.from_numpy(picture.copy()))
-    return to_model_range(pictures)
+        image = render(training_scene(rng), side)[top : top + CROP, left : left + CROP]
+        images.append(torch.from_numpy(image.copy()))
+    return to_model_range(images)
 
 
 @torch.no_grad()
 def bake_scale(vae: VAE, pixels: Tensor) -> None:
-    """Changes the weights around the latents so that v1's scale factor gives each channel mean 0 and deviation 1.
+    """Change the weights around the latents so that v1's scale factor gives each channel mean 0 and deviation 1.
 
-    The pictures that the autoencoder draws stay the same: what the encoder's last convolution multiplies and
-    shifts, the decoder's first one takes back.
+    The decoded images stay the same: the decoder's first convolution undoes the scale and shift that the encoder's
+    last one adds.
     """
     mean, _ = vae.moments(pixels)
     shift = mean.mean(dim=(0, 2, 3))
@@ -63,7 +63,7 @@ def main() -> None:
     rng = random.Random(0)
     vae = VAE(CONFIG)
     optimizer = Optimizer(vae, learning_rate=1.5e-3, steps=DECAY_STEPS)
-    started, seen = time.monotonic(), []
+    started, errors = time.monotonic(), []
     for step in range(arguments.steps):
         pixels = crops(rng, BATCH)
         mean, logvar = vae.moments(pixels)
@@ -71,16 +71,16 @@ def main() -> None:
         error = F.l1_loss(vae.decoder(vae.post_quant_conv(z.bfloat16())).float(), pixels)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         optimizer.step(error + KL_WEIGHT * kl)
-        seen.append(error.item())
+        errors.append(error.item())
         if (step + 1) % 100 == 0:
-            l1 = sum(seen[-100:]) / 100
+            l1 = sum(errors[-100:]) / 100
             print(f"{step + 1}/{arguments.steps} {time.monotonic() - started:.0f} s: L1 {l1:.4f}", flush=True)
 
     averaged = VAE(CONFIG)
     averaged.load_state_dict(optimizer.averaged())
     rng = random.Random(1)
     scenes = [training_scene(rng) for _ in range(256)]
-    bake_scale(averaged, to_model_range(torch.from_numpy(draw(scene)) for scene in scenes))
+    bake_scale(averaged, to_model_range(torch.from_numpy(render(scene)) for scene in scenes))
     save_file(averaged.state_dict(), arguments.out / "vae.safetensors")
 
 

@@ -1,7 +1,7 @@
-"""Makes the demo's `vocab.json` and `merges.txt`: `python -m demo.vocabulary --out DIR`.
+"""Make the demo's `vocab.json` and `merges.txt`: `python -m demo.vocabulary --out DIR`.
 
-CLIP's layout on a small scale: every byte is a token, so that any text can be drawn, and every word of the demo's
-prompts is one.
+The layout is CLIP's. Every byte is a token, so that any text can be a prompt, and so is every word of the demo's
+prompts.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from sd_core.text.tokenizer import BOS, EOS, MERGES_FILE, VOCAB_FILE
 
 
 def corpus() -> list[str]:
+    """The prompts from whose words the merges are learned."""
     singles = [single_prompt(*words) for words in product(SIZES, COLOURS, SHAPES, COLOURS)]
     first, second = Figure("red", "circle"), Figure("blue", "square")
     return singles + [pair_prompt(first, relation, second, "white") for relation in RELATIONS] * 100

@@ -7,7 +7,7 @@ model = sd_core.load("checkpoint.safetensors")
 images = model.generate("a red star", steps=20, seed=1)
 ```
 
-`import sd_core` imports nothing else; each name below is imported when it is first used.
+`import sd_core` alone imports nothing heavy: each name below is imported at its first use.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Values checked against a record's fields, with JSON's types taken as they are, and the words for what is wrong."""
+"""Check values against a record's fields, without converting JSON's types, and word what is wrong."""
 
 import difflib
 import math
@@ -14,7 +14,7 @@ from sd_core.fields import Field, Record, Source, make
 
 MAX_PROBLEMS = 30
 
-# What a PIL image may be: with transparency or deeper levels, it is the sender who knows what they should become.
+# Modes of a PIL image. Others have transparency or deeper levels, and only the caller knows how to convert them.
 IMAGE_MODES = ("RGB", "L")
 
 NO_NAMES: Mapping[str, str] = {}
@@ -40,8 +40,8 @@ class Unfit(ValueError):
 def check(record: Record, given: Mapping[Any, Any], meant: Mapping[str, str] = NO_NAMES, prefix: str = "") -> Checked:
     """Check `given`, values by a field's name or alias, and fill in the defaults.
 
-    `meant` says of a name that could be two fields' which one it means here. A name in a problem's text has `prefix`
-    before it. Two names of one field are fine if their values are equal. Each problem is named; none is ignored.
+    `meant` maps a name that could mean two fields to the one that it means here. Names in the texts of problems have
+    `prefix` before them. Two names of one field are allowed if their values are equal. Every problem is reported.
     """
     values, written, problems = _by_field(record, given, meant, prefix)
     checked: dict[str, Any] = {}
@@ -62,7 +62,7 @@ def check(record: Record, given: Mapping[Any, Any], meant: Mapping[str, str] = N
 
 
 def require(problems: list[str]) -> None:
-    """Raise `InvalidRequest` with all of these problems, if there are any; a great many are counted only."""
+    """Raise `InvalidRequest` if there are problems: it names the first MAX_PROBLEMS and counts the others."""
     if problems:
         more = len(problems) - MAX_PROBLEMS
         shown = "; ".join(problems[:MAX_PROBLEMS])
@@ -70,7 +70,7 @@ def require(problems: list[str]) -> None:
 
 
 def _checked(field: Field, value: Any, name: str) -> tuple[list[str], Any]:
-    """What is wrong with a value that was given by this name, and the value as its field holds it."""
+    """What is wrong with a value that was given by this name, and the value in its field's type."""
     if field.record is not None and isinstance(value, Mapping):
         inner = check(field.record, value, prefix=f"{name}.")
         return inner.problems, None if inner.problems else make(field.type, inner.values)
@@ -83,7 +83,7 @@ def _checked(field: Field, value: Any, name: str) -> tuple[list[str], Any]:
 def _by_field(
     record: Record, given: Mapping[Any, Any], meant: Mapping[str, str], prefix: str
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """The values by field name, the name that was used for each, and what is wrong with names."""
+    """The values by field name, the name that was used for each, and the problems with names."""
     names = record.names
     lists = {alias.removesuffix("[0]") for field in record for alias in field.aliases if alias.endswith("[0]")}
     values: dict[str, Any] = {}
@@ -92,7 +92,7 @@ def _by_field(
     for name, value in given.items():
         field = names.get(meant.get(name, name)) if isinstance(name, str) else None
         if field is None:
-            # Beyond what is shown they are only counted: there may be a million, and near names take a while.
+            # Past MAX_PROBLEMS only count: there may be a million, and finding near names takes time.
             problems.append(unknown_field(name, names, prefix) if len(problems) < MAX_PROBLEMS else "")
             continue
         if name in lists and value is not None:
@@ -112,7 +112,7 @@ def _by_field(
 
 
 def check_value(field: Field, value: Any) -> Any:
-    """The value as its field holds it: 25.0 is the int 25, an int is a float. Raises `Unfit`."""
+    """The value in its field's type: 25.0 is the int 25, an int is a float. Raises `Unfit`."""
     value = next((meant for spelled, meant in field.spellings if same(spelled, value)), value)
     if field.type is int:
         return _integer(field, value)
@@ -216,7 +216,7 @@ def unknown_field(name: object, known: Mapping[str, Field], prefix: str = "") ->
 
 
 def described(field: Field, value: object) -> str:
-    """`shorten`, but for a private field only what kind of value it is."""
+    """`shorten`, but only the kind of value if the field is private."""
     if field.private and isinstance(value, str):
         return f"a string of {len(value):,} characters"
     return shorten(value)

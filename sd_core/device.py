@@ -1,4 +1,4 @@
-"""The device that networks run on: which one, in which dtype, and transfers that make neither side wait."""
+"""The device that networks run on: which one, in which dtype, and asynchronous transfers to and from it."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,14 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on `device`. To a GPU it goes through pinned memory, queued behind the work that is there."""
+    """A host tensor on `device`. To a GPU it is copied from pinned memory, queued behind the GPU's work."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 class Download:
-    """A tensor on its way to the host: the copy is queued when this is made, `wait` returns what has arrived."""
+    """A tensor on its way to the host. The constructor queues the copy, `wait` returns it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -29,20 +29,21 @@ class Download:
             self._host = tensor.cpu()
 
     def wait(self) -> Tensor:
-        """The tensor on the host; blocks the calling thread until it is there."""
+        """The tensor on the host; blocks the calling thread until the copy is complete."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._host
 
 
 def choose_device(name: str) -> torch.device:
+    """The device of this name; `auto` is the best one available. Raises `DeviceError`."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        name = next(device for device, there in available.items() if there)
+        name = next(device for device, is_available in available.items() if is_available)
     if name not in available:
         raise DeviceError(f"device {name!r} is not known; known: auto, {', '.join(available)}")
     if not available[name]:
@@ -51,6 +52,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> str:
+    """The name of a dtype; `auto` is fp32 on a CPU and fp16 elsewhere. Raises `DeviceError`."""
     if name == "auto":
         return "fp32" if device.type == "cpu" else "fp16"
     if name not in DTYPES:

@@ -1,4 +1,4 @@
-"""The errors that whoever reads them can act on."""
+"""Errors that the caller or the operator can act on."""
 
 
 class SDError(Exception):

@@ -1,4 +1,4 @@
-"""A record's fields: each is one line of a frozen dataclass, and all that is said of a field is derived from that line.
+"""A record's fields. Each is one line of a frozen dataclass, from which all descriptions of the field are derived.
 
 ```python
 @dataclass(frozen=True, kw_only=True)
@@ -6,8 +6,8 @@ class Request:
     steps: int = option(25, low=1, high=150, aliases=("num_inference_steps",), label="Steps", meaning="UNet steps")
 ```
 
-`Record.of(Request)` reads those lines. `sd_core.checks` validates values against them; documentation, schemas,
-signatures and infotexts are made from them elsewhere.
+`Record.of(Request)` reads those lines. `sd_core.checks` validates values against them; the documentation, schemas,
+signatures and infotexts are derived from them elsewhere.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+# An instance of the dataclass -> the text after a field's label, or None to leave the field out.
 ToText = Callable[[Any], str | None]
-"""An instance of the dataclass -> the text after a field's label, or None to leave the field out."""
 
+# The text after a label -> values by field name. Raises `ValueError` if the text is malformed.
 FromText = Callable[[str], Mapping[str, Any]]
-"""The text after a label -> values by field name. Raises `ValueError` if the text is malformed."""
 
+# Where an image comes from: base64, a data URI or a URL.
 Source = typing.NewType("Source", str)
-"""Where an image comes from: base64, a data URI or a URL."""
 
 KEY = "field"
 R = TypeVar("R")

@@ -73,7 +73,7 @@ class Model:
         future = self._running_engine().submit(request)
         try:
             result = future.result()
-        except BaseException:  # an interrupt too: nobody waits for the images any more
+        except BaseException:  # including an interrupt: the images are no longer needed
             future.cancel()
             raise
         for text in without_effect(FIELDS, checked) + about + result.warnings:

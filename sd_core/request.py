@@ -1,4 +1,4 @@
-"""What is asked of the core, and what it answers."""
+"""A job as the core takes it, and its result."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -196,7 +196,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a running job is: every image of it has done `step` of its `steps` steps.
+    """How far a running job is: each of its images has done `step` of its `steps` steps.
 
     `percent` counts the network calls of all its images, because a step of some samplers takes several. `preview`
     renders its first image as it would be if it ended here, uint8 (H / 8, W / 8, 3); it blocks on the device, so call

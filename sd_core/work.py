@@ -1,4 +1,4 @@
-"""What a picture asks for while it is generated, and what a sampler asks of its model.
+"""What an image asks for while it is generated, and what a sampler asks of its model.
 
 Both are coroutines: they yield a question and are resumed with the answer.
 """
@@ -52,8 +52,8 @@ class Prediction:
     x0_uncond: Tensor
 
 
+# A running sampler: asks for predictions, returns latents as the VAE takes them.
 Sampling = Generator[Call, Prediction, Tensor]
-"""A running sampler: asks for predictions, returns latents as the VAE takes them."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ Token = int | Vector
 class TextWork:
     """Tokens of prompts, each begun, ended and padded; answered by one `Context` per prompt.
 
-    `skip` layers before the end the encoder stops. `network` names a text encoder.
+    The encoder stops `skip` layers before its end. `network` names a text encoder.
     """
 
     network: str
@@ -140,7 +140,7 @@ PLAIN = Extras()
 
 @dataclass(frozen=True)
 class UNetWork:
-    """m inputs of one forward, seen with n contexts: answered by the network's output (n, 4, h, w).
+    """m inputs, continued with n contexts; answered by the network's output (n, 4, h, w).
 
     Row i continues input `image_of_row[i]` with `contexts[i]`; rows of one input are equal until they read their
     contexts, and are computed once up to there. `latents` (m, C, h, w) float32 are scaled as the network was trained.
@@ -196,8 +196,8 @@ class HostTask:
 Work = TextWork | EncodeWork | UNetWork | DecodeWork | UpscaleWork
 """Work for a network. Each type is registered with the kind that runs it, in `sd_core.engine.kinds`."""
 
+# An image being generated: asks for `Work` and `HostTask`s; the task that it returns makes the pixels (H, W, 3).
 Picture = Generator[Any, Any, HostTask]
-"""A picture being generated: asks for `Work` and `HostTask`s; the task that it returns makes the image (H, W, 3)."""
 
 
 def answering(

@@ -1,4 +1,4 @@
-"""Fixtures that several floors share."""
+"""Fixtures that tests of several packages share."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.support.tokenizer_files import clip_merges, write_tokenizer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is none; their float32 is no coarser than a CPU's."""
+    """Skip tests marked `gpu` if there is none; on a GPU, compute float32 as exactly as a CPU does."""
     if torch.cuda.is_available():
         torch.backends.cudnn.allow_tf32 = False
         return
@@ -47,13 +47,13 @@ def write_model(folder: Path, architecture: Architecture) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that generates in a moment, with every kind of part."""
+    """A checkpoint that generates quickly and has every kind of layer."""
     return write_model(tmp_path_factory.mktemp("tiny"), TINY)
 
 
 @pytest.fixture(scope="session")
 def smallest_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of worker processes: the quickest."""
+    """The fastest checkpoint, for worker processes."""
     return write_model(tmp_path_factory.mktemp("smallest"), SMALLEST)
 
 
@@ -64,7 +64,7 @@ def tiny_model(tiny_checkpoint: Path) -> StableDiffusion:
 
 @pytest.fixture(scope="session")
 def tiny() -> Architecture:
-    """An architecture of two levels and one residual block, the smallest that has every kind of part."""
+    """An architecture of two levels and one residual block, the smallest that has every kind of layer."""
     return Architecture(
         text=CLIPConfig(vocab_size=100, width=32, layers=2, heads=1, mlp_width=64),
         unet=UNetConfig(channels=(32, 64), num_res_blocks=1, attention_levels=(0,), context_dim=32),
@@ -74,7 +74,7 @@ def tiny() -> Architecture:
 
 @pytest.fixture(scope="session")
 def state(tiny: Architecture) -> dict[str, Tensor]:
-    """Seeded float32 weights by checkpoint name; not to be changed in place."""
+    """Seeded float32 weights by checkpoint name; do not change them in place."""
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=generator) for name, shape in expected_shapes(tiny).items()}
 
@@ -95,7 +95,7 @@ def process_environ(smallest_checkpoint: Path, tmp_path: Path) -> dict[str, str]
 
 @pytest.fixture
 def start_worker(process_environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
-    """Starts `python ARGUMENTS` with environment variables added; what still runs after the test is killed."""
+    """Start `python ARGUMENTS` with added environment variables; processes still running after the test are killed."""
     started: list[WorkerProcess] = []
 
     def begin(*arguments: str, **environ: str) -> WorkerProcess:

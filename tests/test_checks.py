@@ -46,7 +46,7 @@ def problem(name: str, value: Any) -> str:
     return text
 
 
-def test_without_any_value_there_are_the_defaults() -> None:
+def test_missing_values_have_their_defaults() -> None:
     checked = check(RECORD, {})
     assert (checked.problems, checked.written) == ([], {})
     assert Everything(**checked.values) == Everything()
@@ -65,7 +65,7 @@ def test_without_any_value_there_are_the_defaults() -> None:
         ("hires", {"hr_scale": 3, "prompt": "x"}, Hires(scale=3.0, prompt="x")),
     ],
 )
-def test_good_values(name: str, value: Any, expected: Any) -> None:
+def test_good_values_are_taken(name: str, value: Any, expected: Any) -> None:
     taken = value_of(name, value)
     assert (taken, type(taken)) == (expected, type(expected))
 
@@ -97,21 +97,21 @@ def test_good_values(name: str, value: Any, expected: Any) -> None:
         ("hires", {5: 2}, "hires.5: field names are strings"),
     ],
 )  # fmt: skip
-def test_bad_values_and_their_words(name: str, value: Any, text: str) -> None:
+def test_bad_values_are_reported(name: str, value: Any, text: str) -> None:
     if name != "pictures":
         assert problem(name, value) == text
     else:
         assert check(RECORD, {name: value}).problems == [text]
 
 
-def test_a_nested_record_names_each_of_its_problems_and_no_private_value() -> None:
+def test_a_nested_record_reports_each_problem_without_private_values() -> None:
     checked = check(RECORD, {"hires": {"scale": 0, "prompt": "s3cret"}})
     assert checked.problems == [
         "hires.scale: 0 is not a number from 1 to 4", "hires.prompt: has 6 characters, at most 5 are allowed",
     ]  # fmt: skip
 
 
-def test_a_picture_is_a_plain_array_or_a_pil_image() -> None:
+def test_an_image_is_an_array_or_a_pil_image() -> None:
     array = np.zeros((4, 6, 3), np.uint8)
     assert value_of("picture", array) is array
     assert value_of("pictures", [array]) is array
@@ -138,7 +138,7 @@ def test_a_name_that_could_be_two_fields_means_what_the_caller_says() -> None:
     assert check(RECORD, {"count": 5}, meant={"count": "most"}).values["count"] == 1
 
 
-def test_no_problems_are_no_error() -> None:
+def test_only_problems_are_an_error() -> None:
     require([])
     with pytest.raises(InvalidRequest, match=r"^a; b$"):
         require(["a", "b"])

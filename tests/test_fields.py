@@ -42,7 +42,7 @@ def test_a_filled_field_without_a_default_is_required_by_the_constructor() -> No
         Outer(name="x")
 
 
-def test_a_line_describes_only_what_a_field_has() -> None:
+def test_an_unknown_attribute_of_a_field_is_an_error() -> None:
     with pytest.raises(TypeError, match="hihg"):
         option(1, hihg=3)
 
@@ -53,7 +53,7 @@ def test_every_name_leads_to_its_field() -> None:
     }  # fmt: skip
 
 
-def test_a_name_that_is_no_fields_is_a_key_error() -> None:
+def test_an_unknown_name_is_a_key_error() -> None:
     with pytest.raises(KeyError, match="share"):
         RECORD["share"]
 
@@ -75,14 +75,14 @@ def test_a_field_is_added_to_or_replaced_in_a_copy() -> None:
     assert RECORD["name"].max_length == 9
 
 
-def test_pictures_become_sources_in_nested_records_too() -> None:
+def test_images_become_sources_in_nested_records_too() -> None:
     inner = RECORD.with_sources()["inner"].record
     assert inner is not None
     assert inner["picture"].type is Source
     assert inner["depth"].type is int
 
 
-def test_an_instance_takes_the_values_that_are_its_own() -> None:
-    values = {"name": "x", "side": 8, "stranger": 5}
+def test_an_instance_takes_only_its_own_values() -> None:
+    values = {"name": "x", "side": 8, "other": 5}
     assert make(Outer, values) == Outer(name="x", side=8)
     assert {field.name for field in fields(Outer)} == {"name", "ratio", "side", "inner", "unlisted"}

@@ -43,7 +43,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert (ended.stdout.strip(), ended.stderr) == ("[]", "")
 
 
-def test_every_exported_name_can_be_had_and_no_other() -> None:
+def test_only_exported_names_exist() -> None:
     for name in sd_core.__all__:
         assert getattr(sd_core, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
@@ -57,7 +57,7 @@ def test_a_seed_gives_the_same_images_and_each_image_has_the_next_seed(model: sd
     assert not np.array_equal(both[0], both[1])
 
 
-def test_an_image_is_redrawn_at_its_own_size_or_the_one_asked_for(model: sd_core.Model) -> None:
+def test_image_to_image_has_the_images_size_or_the_requested_one(model: sd_core.Model) -> None:
     image = Image.new("RGB", (75, 66), (200, 40, 40))
     (own,) = model.generate("a cat", image=image, strength=0.5, steps=2, seed=1)
     (asked,) = model.generate("a cat", image=np.asarray(image), steps=2, seed=1, width=64, height=80)
@@ -81,7 +81,7 @@ def test_the_masked_part_of_an_image_is_repainted(model: sd_core.Model) -> None:
         model.generate("a cat", mask=mask)
 
 
-def test_wrong_arguments_are_all_named() -> None:
+def test_every_bad_argument_is_named() -> None:
     with pytest.raises(sd_core.InvalidRequest) as caught:
         sd_core.load(DEMO, "cpu").generate("a cat", steps=0, sede=1, image="file.png")
     message = str(caught.value)
@@ -93,7 +93,7 @@ def test_wrong_arguments_are_all_named() -> None:
         assert part in message
 
 
-def test_what_the_caller_should_know_is_a_warning(model: sd_core.Model) -> None:
+def test_warnings_are_issued_to_the_caller(model: sd_core.Model) -> None:
     with pytest.warns(UserWarning, match="strength did nothing") as caught:
         model.generate("a cat", steps=1, strength=0.5)
     assert caught[0].filename == __file__
@@ -128,7 +128,7 @@ def test_the_engine_starts_with_the_first_image_and_can_be_closed(tiny_checkpoin
     assert engine_threads() == before
 
 
-def test_jobs_of_several_threads_share_one_engine(tiny_checkpoint: Path) -> None:
+def test_calls_from_several_threads_share_one_engine(tiny_checkpoint: Path) -> None:
     before = engine_threads()
     with sd_core.load(tiny_checkpoint, "cpu") as model:
         callers = [threading.Thread(target=model.generate, args=("a cat",), kwargs={"steps": 2}) for _ in range(4)]
@@ -139,6 +139,6 @@ def test_jobs_of_several_threads_share_one_engine(tiny_checkpoint: Path) -> None
         assert engine_threads() == before + 1
 
 
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(sd_core.ModelError, match=r"absent|vocab"):
         sd_core.load(tmp_path / "absent.safetensors")

@@ -1,4 +1,4 @@
-"""What holds for the project as a whole: its floors, its pins, and the files that platforms read."""
+"""Rules for the whole project: its modules, its dependencies, and the files that platforms read."""
 
 import ast
 import json
@@ -18,6 +18,7 @@ from worker import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNING = ("handler.py", "sd_core", "builder", "worker")
+OWN = {"handler", "sd_core", "builder", "worker", "bench", "demo", "tests"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
 
 
@@ -28,7 +29,7 @@ def sources(*names: str) -> Iterator[Path]:
 
 
 def imported(path: Path) -> set[str]:
-    """The top-level packages that a file imports, wherever in it."""
+    """The top-level packages that a file imports anywhere."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -57,17 +58,20 @@ def instructions(word: str) -> list[str]:
     return [line.removeprefix(word).strip() for line in DOCKERFILE if line.startswith(word + " ")]
 
 
-def test_modules_stay_short() -> None:
-    lines = {path: len(path.read_text().splitlines()) for path in sources(*RUNNING, "bench", "demo", "tests/support")}
+def test_modules_and_functions_stay_short() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in sources(*RUNNING, "bench", "demo", "tests")}
     assert {path: count for path, count in lines.items() if count > 300} == {}
     assert lines[ROOT / "handler.py"] <= 80
+    for path in lines:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                assert node.end_lineno - node.lineno < 55, f"{path}: {node.name} is longer than a screen"
 
 
 def test_no_module_imports_a_private_name_of_another() -> None:
-    own = {"sd_core", "builder", "worker", "bench", "demo", "tests"}
     for path in sources(*RUNNING, "bench", "demo", "tests"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in own:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in OWN:
                 private = [alias.name for alias in node.names if re.match(r"_(?!_)", alias.name)]
                 assert not private, f"{path} imports {private} from {node.module}"
 
@@ -87,18 +91,18 @@ def test_only_the_settings_read_the_environment() -> None:
     assert readers == [Path("worker/settings.py")]
 
 
-def test_nothing_that_runs_imports_the_handler_or_what_only_tests_have() -> None:
+def test_product_code_imports_neither_the_handler_nor_test_packages() -> None:
     foreign = {"handler", "bench", "demo", "tests", "diffusers", "transformers", "open_clip"}
     for path in sources(*RUNNING):
         assert foreign.isdisjoint(imported(path)), path
 
 
-def test_tests_run_the_benchmarks_and_import_none() -> None:
+def test_tests_do_not_import_the_benchmarks() -> None:
     for path in sources("tests"):
         assert "bench" not in imported(path), path
 
 
-def test_importing_the_core_brings_neither_the_platform_nor_the_web() -> None:
+def test_importing_the_core_imports_neither_the_platform_nor_a_web_framework() -> None:
     script = (
         "import sys, sd_core.engine.engine\n"
         "print([n for n in ('runpod', 'boto3', 'fastapi', 'pydantic', 'diffusers', 'transformers', 'worker')"
@@ -109,7 +113,7 @@ def test_importing_the_core_brings_neither_the_platform_nor_the_web() -> None:
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-nodeps.txt"])
-def test_every_requirement_is_pinned_and_none_says_where_it_comes_from(name: str) -> None:
+def test_every_requirement_is_pinned_without_an_address(name: str) -> None:
     pins = read_requirements(name)
     assert pins
     for pin in pins.values():
@@ -129,8 +133,8 @@ def test_pins_satisfy_the_ranges_of_pyproject() -> None:
     assert running.keys().isdisjoint(developing)
 
 
-def test_what_the_code_imports_is_declared_or_comes_with_what_is() -> None:
-    """Packages whose errors are caught and no more come with the declared package that raises them."""
+def test_imported_packages_are_declared_or_come_with_declared_ones() -> None:
+    """Packages that are imported only for their errors come with the declared package that raises them."""
     brought = {"requests": "runpod", "urllib3": "runpod", "starlette": "fastapi"}
     for name, owner in brought.items():
         assert name in {normalized(Requirement(text).name) for text in metadata.requires(owner) or ()}
@@ -152,14 +156,14 @@ def test_docker_image_is_pinned_to_the_torch_of_the_requirements() -> None:
     assert base.startswith(f"BASE_IMAGE=pytorch/pytorch:{torch}-cuda")
 
 
-def test_docker_context_holds_what_is_copied_and_what_a_start_needs() -> None:
+def test_the_docker_context_contains_what_is_copied() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {name for line in instructions("COPY") for name in line.split()[:-1]}
     assert copied == kept
     assert {"handler.py", "test_input.json", "sd_core", "builder", "worker", "demo/weights"} <= copied
 
 
-def test_hub_files_agree() -> None:
+def test_the_hub_files_agree() -> None:
     hub, tests = read_json(".runpod/hub.json"), read_json(".runpod/tests.json")
     offered = {entry["key"]: entry["input"] for entry in hub["config"]["env"]}
     assert offered.keys() == {entry["key"] for entry in tests["config"]["env"]}
@@ -170,7 +174,7 @@ def test_hub_files_agree() -> None:
     assert all(f'"{name}"' in known for name in offered)
 
 
-def test_hub_defaults_and_presets_are_settings_that_the_worker_takes() -> None:
+def test_hub_defaults_and_presets_are_valid_settings() -> None:
     hub, tests = read_json(".runpod/hub.json"), read_json(".runpod/tests.json")
     environments = [{entry["key"]: entry["input"]["default"] for entry in hub["config"]["env"]}]
     environments += [preset["defaults"] for preset in hub["config"]["presets"]]
@@ -182,7 +186,7 @@ def test_hub_defaults_and_presets_are_settings_that_the_worker_takes() -> None:
         settings.read_settings(environment)
 
 
-def test_hub_tests_are_jobs_that_the_demo_model_draws() -> None:
+def test_hub_tests_are_valid_jobs_of_the_demo_model() -> None:
     from worker.api.job import Limits, parse_request
 
     tests = read_json(".runpod/tests.json")

@@ -1,4 +1,4 @@
-"""The wheel holds the three packages and nothing else, and they import from it alone."""
+"""The wheel contains the three packages and nothing else, and they can be imported from it."""
 
 import shutil
 import subprocess
@@ -49,7 +49,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_it_holds_the_packages_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_the_packages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {
@@ -62,7 +62,7 @@ def test_it_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
 
 
-def test_it_asks_for_what_pyproject_declares(wheel: Path) -> None:
+def test_the_wheel_requires_what_pyproject_declares(wheel: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -74,7 +74,7 @@ def test_it_asks_for_what_pyproject_declares(wheel: Path) -> None:
     assert metadata["License-Expression"] == "MIT"
 
 
-def test_every_module_imports_from_it_alone(wheel: Path, tmp_path: Path) -> None:
+def test_every_module_can_be_imported_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "installed"
     pip("install", "--no-index", "--no-deps", "--target", str(target), str(wheel))
     command = [sys.executable, "-I", "-c", IMPORT_ALL, str(target), *PACKAGES]

@@ -1,4 +1,4 @@
-"""What must hold before a model is loaded: the GPU can be used, and pictures can be stored."""
+"""Checks before a model is loaded: the GPU can be used, and images can be stored."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """The log on standard output: one JSON object per job and one per error, for log collectors.
 
-Prompts appear only at DEBUG, pictures never.
+Prompts appear only at DEBUG, images never.
 """
 
 import json

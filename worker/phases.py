@@ -1,4 +1,4 @@
-"""Where the time of a start goes."""
+"""The time of each phase of a start."""
 
 import os
 import time

@@ -27,7 +27,7 @@ SWITCH = {
 DEFAULT_MAX_BATCH = 8
 DEFAULT_MAX_CONCURRENCY = 8  # as many as share a forward
 DEFAULT_MAX_JOBS = 64
-DEFAULT_MAX_PIXELS = 2048 * 2048  # one picture of the largest size, or sixteen of 512x512
+DEFAULT_MAX_PIXELS = 2048 * 2048  # one image of the largest size, or sixteen of 512x512
 MIN_PICTURE_PIXELS = 64 * 64
 
 

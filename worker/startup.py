@@ -43,7 +43,7 @@ def start(settings: Settings) -> Service:
         identities[model.info.name] = ModelIdentity(model.info.name, model.info.sha256, checkpoint)
     with _explained(settings, found, found[0]):
         engine = _warm_engine(settings, models, found[0].directory)
-        encode(np.zeros((8, 8, 3), np.uint8), "png", "")  # Pillow looks for its writers at the first picture
+        encode(np.zeros((8, 8, 3), np.uint8), "png", "")  # Pillow looks for its writers at the first image
         phases.end("warm_up")
     for identity in identities.values():
         identity.hash_in_background()

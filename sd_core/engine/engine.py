@@ -30,18 +30,18 @@ from sd_core.pipeline.upscale import NO_FILES, Load, Upscalers
 from sd_core.request import Observe, Request, Result
 from sd_core.work import HostTask
 
+# Native size in pixels up to which a CPU generates a warm-up image too, because it takes less than seconds.
 SMALL_MODEL = 256
-"""Native size in pixels up to which a CPU generates a warm-up image too: there it takes a moment, not seconds."""
 
+# Forwards queued on a GPU at most: enough to keep it busy, few enough to join and to cancel promptly.
 TICKS_AHEAD = 2
-"""Forwards that a GPU has queued at most: enough to keep it busy, few enough to join and to cancel promptly."""
 
 HOST_THREADS = max(2, min(4, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
 class _Returned:
-    """A picture whose host task is done, with its result."""
+    """An image whose host task is done, with its result."""
 
     picture: Running
     result: Any
@@ -78,10 +78,10 @@ class Engine:
         self._memory = Memory(self._pool.device, lazy)
         self._runner = Runner(self._memory, self._kinds.values())
         self._scheduler = Scheduler()
-        self._max_jobs, self._submitted, self._held, self._closed = max_jobs, 0, 0, False
+        self._max_jobs, self._submitted, self._open, self._closed = max_jobs, 0, 0, False
         self._lock = threading.Lock()  # over the line above and `failure`
         self._arrivals: queue.SimpleQueue[EngineJob | _Returned | None] = queue.SimpleQueue()
-        self._ending = False  # the engine thread's own: everything that was submitted has arrived
+        self._ending = False  # whether all submitted jobs have arrived; used by the engine thread only
         self._queued: deque[torch.cuda.Event] = deque()
         self._host = HostPool(HOST_THREADS)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -93,7 +93,7 @@ class Engine:
         return self._pool.models
 
     def submit(self, request: Request, observe: Observe | None = None) -> Future[Result]:
-        """The job's future. Cancelling it ends the job before its next forward, also while it is running.
+        """Queue a job and return its future. Cancelling the future ends the job before its next forward.
 
         Raises `InvalidRequest` for an unknown model or upscaler, `Busy` if `max_jobs` are held, and `Broken`. The
         future fails with `OutOfMemory` if the device's memory does not hold the job even alone.
@@ -102,7 +102,7 @@ class Engine:
         return self.run(partial(_prepared, request, model, observe, load_upscaler), request)
 
     def warm_up(self) -> None:
-        """Run what the first job will need, so that it takes no longer than the second.
+        """Run what the first job needs, so that it takes no longer than the second.
 
         On a GPU, and with a small model everywhere, that is a whole image; otherwise the text encoder alone, because a
         full-size forward on a CPU would take longer than it saves.
@@ -124,16 +124,19 @@ class Engine:
         self._host.close()
 
     def run(self, prepare: Callable[[], Prepared], request: Request) -> Future[Result]:
-        """Run the pictures that `prepare` makes, on the engine thread, for a request. Raises `Busy` and `Broken`."""
+        """Run a request's images, whose coroutines `prepare` makes on the engine thread.
+
+        Raises `Busy` and `Broken`.
+        """
         future: Future[Result] = Future()
         with self._lock:
             if self.failure is not None:
                 raise Broken("the engine has failed and this worker ends; its log says why")
             if self._closed:
                 raise Busy("the worker is shutting down")
-            if self._held >= self._max_jobs:
-                raise Busy(f"the engine's queue is full: {self._held} jobs are running or waiting; try again later")
-            self._held += 1
+            if self._open >= self._max_jobs:
+                raise Busy(f"the engine's queue is full: {self._open} jobs are running or waiting; try again later")
+            self._open += 1
             self._submitted += 1
             job = EngineJob(self._submitted, request=request, future=future, prepare=prepare)
             self._arrivals.put(job)
@@ -142,7 +145,7 @@ class Engine:
 
     def _release(self, _future: Future[Result]) -> None:
         with self._lock:
-            self._held -= 1
+            self._open -= 1
 
     def _work(self) -> None:
         try:
@@ -153,18 +156,18 @@ class Engine:
                     self._drop_cancelled()
                     if batch := self._scheduler.next_batch():
                         self._run_tick(batch)
-        except Exception as error:  # noqa: BLE001 - reported below; nobody waits for this thread itself
+        except Exception as error:  # noqa: BLE001 - reported by _give_up
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        """Fail every job that is held and refuse new ones, so that nobody waits for a thread that has ended."""
+        """Fail every job and refuse new ones, so that no caller waits for a thread that has ended."""
         with self._lock:
             self.failure = error
-        held = self._scheduler.jobs
+        jobs = self._scheduler.jobs
         while not self._arrivals.empty():
             if isinstance(arrived := self._arrivals.get(), EngineJob):
-                held.add(arrived)
-        for job in held:
+                jobs.add(arrived)
+        for job in jobs:
             if isinstance(job, EngineJob):
                 job.fail(error)
         self._on_failure(error)
@@ -174,7 +177,7 @@ class Engine:
         return self._ending and self._scheduler.is_empty
 
     def _take_arrivals(self) -> None:
-        """Start new jobs and resume pictures that come back from the host, blocking while no forward is asked for."""
+        """Start new jobs and resume images whose host task is done, blocking while no image asks for a forward."""
         while not self._is_done:
             try:
                 arrived = self._arrivals.get(block=not self._scheduler.has_work)
@@ -196,7 +199,7 @@ class Engine:
         try:
             prepared = job.prepare()
             self._scheduler.usable_bytes = self._memory.usable()
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the job
+        except Exception as error:  # noqa: BLE001 - the job's caller gets it
             job.fail(error)
             self._runner.require_device()
             return
@@ -205,7 +208,7 @@ class Engine:
         for picture in running:
             self._scheduler.add(picture)
         for picture in running:
-            if self._scheduler.holds(picture):  # not if the job has failed
+            if self._scheduler.holds(picture):  # false once the job has failed
                 self._advance(picture, None)
 
     def _drop_cancelled(self) -> None:
@@ -221,15 +224,15 @@ class Engine:
         self._limit_queue_ahead()
         kind = batch[0].kind
         assert kind is not None
-        answers, held = self._runner.run(kind, [picture.work for picture in batch])
-        if not held:
+        answers, fits = self._runner.run(kind, [picture.work for picture in batch])
+        if not fits:
             self._scheduler.shrink(batch)
         for picture, answer in zip(batch, answers, strict=True):
-            if self._scheduler.holds(picture):  # not if another picture failed the job
+            if self._scheduler.holds(picture):  # false once another image has failed the job
                 self._advance(picture, answer)
 
     def _advance(self, picture: Running, answer: Any) -> None:
-        """Resume a picture with its answer; what fails in it fails its job alone."""
+        """Resume an image with its answer. An error in it fails its own job only."""
         job = picture.job
         assert isinstance(job, EngineJob)
         try:
@@ -243,7 +246,7 @@ class Engine:
             except StopIteration as end:
                 self._scheduler.finish(picture)
                 self._host.submit(end.value.run, partial(job.store, picture.index))
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the job
+        except Exception as error:  # noqa: BLE001 - the job's caller gets it
             self._drop(job)
             job.fail(error)
 

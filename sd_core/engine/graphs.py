@@ -1,7 +1,7 @@
 """CUDA graphs of the UNet: the GPU receives a whole forward at once, faster than the host could launch its kernels.
 
-A graph has fixed shapes and fixed memory. So a forward is padded to the next of a few sizes ("bucket"), its inputs are
-copied to where the graph reads them, and the rows of padding are cut off its output.
+A graph has fixed shapes and fixed memory. A forward is therefore padded to the next of a few sizes ("bucket"), its
+inputs are copied to the memory that the graph reads, and the rows of padding are cut off its output.
 """
 
 import logging
@@ -16,27 +16,30 @@ from sd_core.engine.memory import is_out_of_memory
 from sd_core.models.given import Given
 from sd_core.models.unet import UNet, UNetStep
 
+# Rows of a forward; one with more runs without a graph. Padding to the next size wastes at most a third of the rows.
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Rows of a forward; one with more runs without a graph. Steps of at most a half waste at most a third."""
 
 MAX_GRAPHS = 24
 
+# Stands for a graph that is not captured yet, in a bucket that came once.
 SEEN = "seen once"
-"""Stands for a graph that is not captured yet."""
 
 Replay = Callable[[], None]
+# Records a computation on fixed memory; returns a function that repeats it, and the tensor of its output.
 Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
-"""Records a computation on fixed memory; returns how to repeat it, and where it puts its output."""
 
+# Called as `UNetStep.forward` is.
 Step = Callable[..., Tensor]
-"""As `UNetStep.forward`."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The shapes of one graph: latents (pictures, 4, height, width), contexts of `tokens`; rows = pictures or twice."""
+    """The shapes of one graph: latents (pictures, 4, height, width), and `rows` contexts of `tokens` tokens.
+
+    `rows` is `pictures` or twice that.
+    """
 
     pictures: int
     rows: int
@@ -46,9 +49,10 @@ class Bucket:
 
     @classmethod
     def of(cls, latents: Tensor, given: Given) -> "Bucket | None":
-        """The smallest that holds this forward; None if none does.
+        """The smallest bucket for this forward; None if it is too large for all.
 
-        Inputs that are at most half as many as the rows stay shared up to their prompts, others are repeated.
+        If there are at most half as many inputs as rows, rows share their input up to the prompts; otherwise inputs are
+        repeated, one per row.
         """
         count, tokens = rows_and_tokens(given)
         rows = next((size for size in BUCKETS if size >= count), None)
@@ -60,7 +64,7 @@ class Bucket:
 
 
 def rows_and_tokens(given: Given) -> tuple[int, int]:
-    """Rows of a forward, and tokens of their contexts."""
+    """The number of rows of a forward, and of tokens in their contexts."""
     keys, _ = next(iter(given.keys_values.values()))
     return keys.shape[0], keys.shape[1]
 
@@ -75,7 +79,7 @@ def example(unet: UNet, bucket: Bucket) -> tuple[Tensor, Tensor, Given]:
 
 
 class _Graph:
-    """One captured forward with the memory that it reads and writes."""
+    """One captured forward, with the memory that it reads and writes."""
 
     def __init__(
         self, bucket: Bucket, plain: UNetStep, step: Step, capture: Capture, latents: Tensor, given: Given
@@ -99,7 +103,7 @@ class _Graph:
         self._given = given
 
     def __call__(self, latents: Tensor, timesteps: Tensor, given: Given) -> Tensor:
-        if given is not self._given:  # most steps are given what the step before was
+        if given is not self._given:  # most steps have the same prompts as the step before
             self._load(given)
         if self._bucket.pictures == self._bucket.rows:
             latents, timesteps = given.per_row(latents), given.per_row(timesteps)
@@ -110,7 +114,7 @@ class _Graph:
 
 
 class GraphedUNet:
-    """A UNet on a GPU, called as it is: forwards whose shape comes again run as graphs.
+    """A UNet on a GPU, called as the UNet is. Forwards whose shape is repeated run as graphs.
 
     `packages` are compiled forwards of some buckets; the others run the UNet itself. A forward that is given more than
     keys and values runs without a graph.
@@ -130,7 +134,7 @@ class GraphedUNet:
         return output
 
     def warm_up(self) -> None:
-        """Capture the packages' graphs, which the first jobs of their shapes would wait for."""
+        """Capture the graphs of the packages, so that the first jobs of their shapes do not have to."""
         for bucket in self._packages:
             inputs = example(self._unet, bucket)
             for _ in range(2):
@@ -141,7 +145,7 @@ class GraphedUNet:
         self._graphs.clear()
 
     def _graph(self, bucket: Bucket, latents: Tensor, given: Given) -> _Graph | None:
-        """The bucket's graph, captured when the bucket comes for the second time."""
+        """The bucket's graph, captured when the bucket is used for the second time."""
         graph = self._graphs.get(bucket)
         if graph is None:
             self._graphs.put(bucket, SEEN)
@@ -163,28 +167,28 @@ class GraphedUNet:
 
 
 def for_device(unet: UNet, device: torch.device, packages: Mapping[Bucket, Step]) -> UNet | GraphedUNet:
-    """The UNet as its device runs it fastest."""
+    """The UNet in the form that its device runs fastest."""
     return GraphedUNet(unet, packages, CUDACapture()) if device.type == "cuda" else unet
 
 
 class CUDACapture:
-    """Captures CUDA graphs that share one pool of memory: they run one after another."""
+    """Captures CUDA graphs that share one memory pool, which is safe because they run one after another."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        # The same two streams for all graphs, because libraries keep a workspace for every stream; two of them, because
-        # the end of a graph frees the workspaces of the stream that it was captured on.
+        # All graphs use the same streams, because libraries keep a workspace per stream. There are two, because the end
+        # of a graph frees the workspaces of the stream that it was captured on.
         self._warming, self._capturing = torch.cuda.Stream(), torch.cuda.Stream()
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         current = torch.cuda.current_stream()
         self._warming.wait_stream(current)
         with torch.cuda.stream(self._warming):
-            run()  # libraries choose their kernels and allocate their workspaces outside the graph
+            run()  # lets libraries choose kernels and allocate workspaces outside the graph
         current.wait_stream(self._warming)
         graph = torch.cuda.CUDAGraph()
-        # Other threads wait for their events meanwhile, which the strictest mode would treat as an error.
+        # Other threads may wait for events meanwhile, which the strictest mode would treat as an error.
         capture = torch.cuda.graph(graph, self._pool, self._capturing, capture_error_mode="thread_local")
-        with torch.cuda.stream(current), capture:  # a capture that fails would leave this thread on its stream
+        with torch.cuda.stream(current), capture:  # otherwise a failed capture would leave this thread on its stream
             output = run()
         return graph.replay, output

@@ -1,4 +1,4 @@
-"""Threads for what pictures ask of the host, so that the engine thread waits for none of it."""
+"""Threads for images' work on the host, so that the engine thread does not wait for it."""
 
 import queue
 import threading
@@ -7,8 +7,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+# Called with a task's result, or with the exception that it raised, on the thread that ran it.
 Done = Callable[[Any], None]
-"""Called with a task's result, or with the exception that it raised, on the thread that ran it."""
 
 
 class HostPool:
@@ -16,7 +16,7 @@ class HostPool:
 
     def __init__(self, threads: int) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        # Not an executor: the interpreter ends those before its exit handlers run, which still wait for jobs.
+        # Not an executor: the interpreter stops those before its exit handlers run, and these still wait for jobs.
         self._threads = [
             threading.Thread(target=self._work, name=f"host-{index}", daemon=True) for index in range(threads)
         ]
@@ -54,6 +54,6 @@ def _resolve(future: Future[Any], result: Any) -> None:
 def _run(run: Callable[[], Any], done: Done) -> None:
     try:
         result = run()
-    except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
+    except Exception as error:  # noqa: BLE001 - `done` gets it
         result = error
     done(result)

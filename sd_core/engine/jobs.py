@@ -1,4 +1,4 @@
-"""A job in the engine: its images as they arrive, its progress, and where its time goes."""
+"""A job in the engine: its finished images, its progress, and the time spent in each phase."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ class PhaseClock:
         self._phase, self._since = PHASES[0], time.perf_counter()
 
     def switch(self, phase: str) -> None:
-        """From now on the job is in this phase."""
+        """End the current phase and begin this one."""
         now = time.perf_counter()
         self._seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
@@ -43,7 +43,7 @@ class PhaseClock:
 
 @dataclass(eq=False)
 class EngineJob(Job):
-    """A job from its submission to its result. It belongs to the engine thread, except for its future."""
+    """A job from its submission to its result. Only its future may be used outside the engine thread."""
 
     request: Request = field(kw_only=True)
     future: Future[Result] = field(kw_only=True)
@@ -58,7 +58,7 @@ class EngineJob(Job):
             self.warnings.append(warning)
 
     def store(self, index: int, image: np.ndarray | Exception) -> None:
-        """The finished image uint8 (H, W, 3) of a picture, or why there is none; the last one resolves the future."""
+        """Take the finished image uint8 (H, W, 3) of this index, or its error. The last image resolves the future."""
         if isinstance(image, Exception):
             self.fail(image)
             return
@@ -69,12 +69,12 @@ class EngineJob(Job):
             self._resolve(Result(images, self.request.seeds, milliseconds, self.warnings, self.labels))
 
     def fail(self, error: Exception) -> None:
-        """Resolve the future with the error; memory errors in words that the caller can act on."""
+        """Resolve the future with the error; memory errors are reworded so that the caller can act on them."""
         if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
             request = self.request
             size = "{} x {}x{}".format(request.num_images, *request.drawn_size)
             cause = error
-            error = OutOfMemory(f"the device's memory does not hold {size} pixels; ask for fewer or smaller pictures")
+            error = OutOfMemory(f"the device's memory does not hold {size} pixels; ask for fewer or smaller images")
             error.__cause__ = cause
         self._resolve(error)
 
@@ -85,24 +85,24 @@ class EngineJob(Job):
             else:
                 self.future.set_result(outcome)
         except InvalidStateError:
-            # Cancelled between its last forward and now, or failed by another of its pictures: nobody waits for this.
+            # Cancelled after its last forward, or already failed by another of its images: the outcome is not needed.
             return
 
 
 class JobProgress:
-    """Reports a job's steps to its observer, each once all pictures of the job have done it.
+    """Reports a job's steps to its observer, each as soon as all images of the job have done it.
 
-    `calls` and `steps` are those of one picture. `percent` counts calls, because a step of some samplers takes several.
+    `calls` and `steps` are those of one image. `percent` counts calls, because a step of some samplers takes several.
     """
 
-    def __init__(self, observe: Observe, pictures: int, steps: int, calls: int, latent_to_rgb: LatentToRGB) -> None:
+    def __init__(self, observe: Observe, images: int, steps: int, calls: int, latent_to_rgb: LatentToRGB) -> None:
         self._observe, self._latent_to_rgb = observe, latent_to_rgb
         self._steps, self._calls = steps, calls
-        self._steps_done, self._calls_done = [0] * pictures, [0] * pictures
+        self._steps_done, self._calls_done = [0] * images, [0] * images
         self._predicted: Tensor | None = None
 
     def on_step(self, index: int) -> OnStep:
-        """What picture `index` calls after each of its steps."""
+        """The function that image `index` calls after each of its steps."""
         return partial(self._after, index)
 
     def _after(self, index: int, steps: int, calls: int, predicted_x0: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""How much memory is free, and which errors mean that there was too little."""
+"""How much memory is free, and which errors mean that there was not enough."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from torch import nn
 
 from sd_core.layout.choose import bytes_to_pack
 
+# Part of the free memory that forwards may take; the rest is for libraries' workspaces, prompts and images.
 USABLE = 0.8
-"""Part of the free memory that forwards may take: the rest is for the libraries' workspaces, prompts and images."""
 
+# Skip the check below this many bytes: querying free memory costs more than it saves.
 MIN_CHECKED = 2**26
-"""Skip the check below this many bytes: querying free memory costs more than it saves."""
 
-# In the words of torch's CPU allocator, of CUDA, and of cuBLAS and cuDNN.
+# Texts of the errors of torch's CPU allocator, of CUDA, and of cuBLAS and cuDNN.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -24,20 +24,20 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of one device. `networks` are those whose weights take memory when they are first used."""
+    """The memory of one device. `networks` are those whose weights take memory at their first use."""
 
     device: torch.device
     networks: Sequence[nn.Module] = ()
 
     def usable(self) -> int | None:
-        """Bytes that one forward may take now; None if that is not known."""
+        """Bytes that one forward may take now; None if unknown."""
         free = self._free()
         return None if free is None else int(USABLE * free)
 
     def require(self, needed: int) -> None:
-        """Raise MemoryError if a CPU lacks this many bytes: the system would end the process instead.
+        """Raise MemoryError if fewer bytes are free on a CPU, where the system would kill the process instead.
 
-        A GPU's allocator raises by itself, and only if it really lacks memory.
+        A GPU's allocator raises an error itself.
         """
         if self.device.type != "cpu" or needed <= MIN_CHECKED:
             return
@@ -45,22 +45,22 @@ class Memory:
             raise MemoryError(f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB free")
 
     def _free(self) -> int | None:
-        """Free bytes, without those for weights that are still to be packed."""
+        """Free bytes, less those that weights will take when they are packed."""
         free = free_bytes(self.device)
         return None if free is None else max(0, free - sum(map(bytes_to_pack, self.networks)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch's allocators, Python's or one of a GPU's libraries ran out of memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in _NO_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _NO_MEMORY)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free bytes of a device; None if that is not known (MPS)."""
+    """Free bytes of a device; None if unknown (MPS)."""
     match device.type:
         case "cuda":
             free: int = torch.cuda.mem_get_info(device)[0]
-            # What torch's allocator has reserved and not handed out is free as well.
+            # Memory that torch's allocator has reserved and not allocated is free too.
             return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         case "cpu":
             return int(min(psutil.virtual_memory().available, _container_bytes()))
@@ -68,7 +68,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _container_bytes() -> float:
-    """Bytes that the container's limit (cgroup v2) leaves; infinite if there is none."""
+    """Free bytes within the container's limit (cgroup v2); infinite if there is no limit."""
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
         statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())

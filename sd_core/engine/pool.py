@@ -13,8 +13,8 @@ from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
 from sd_core.pipeline.model import StableDiffusion
 
+# Pixels per latent: v1's autoencoder halves each side three times.
 LATENT_PIXELS = 64
-"""Pixels of one latent: v1's autoencoder halves each side three times."""
 
 NO_PACKAGES: Mapping[str, Mapping[Bucket, Step]] = MappingProxyType({})
 
@@ -22,8 +22,8 @@ NO_PACKAGES: Mapping[str, Mapping[Bucket, Step]] = MappingProxyType({})
 class Pool:
     """Networks by role and key; the first of the models is the default one.
 
-    `packages` are compiled forwards by model name. Raises `ModelError` if two models have one name, or lie on different
-    devices.
+    `packages` are compiled forwards by model name. Raises `ModelError` if two models have the same name, or are on
+    different devices.
     """
 
     def __init__(
@@ -31,7 +31,9 @@ class Pool:
     ) -> None:
         self.models: Mapping[str, StableDiffusion] = {model.info.name: model for model in models}
         if len(self.models) != len(models):
-            raise ModelError(f"two of the checkpoints have one name: {', '.join(model.info.name for model in models)}")
+            raise ModelError(
+                f"two of the checkpoints have the same name: {', '.join(model.info.name for model in models)}"
+            )
         devices = {model.device for model in models}
         if len(devices) != 1:
             raise ModelError(f"one engine runs on one device, not on {', '.join(sorted(map(str, devices)))}")
@@ -73,7 +75,7 @@ class Pool:
         return self._unets[key]
 
     def step(self, key: str) -> UNet | GraphedUNet:
-        """The UNet as its device runs it fastest; called as the UNet is."""
+        """The UNet in the form that its device runs fastest; called as the UNet is."""
         return self._steps[key]
 
     def native_pixels(self, key: str) -> int:
@@ -81,7 +83,7 @@ class Pool:
         return self._native_pixels[key]
 
     def warm_up(self) -> None:
-        """Capture the graphs of compiled forwards, which the first jobs of their shapes would wait for."""
+        """Capture the graphs of compiled forwards, so that the first jobs of their shapes do not have to."""
         for step in self._steps.values():
             if isinstance(step, GraphedUNet):
                 step.warm_up()

@@ -1,4 +1,4 @@
-"""Work of many pictures -> one forward, in smaller parts if memory does not hold it."""
+"""Run the work of many images as one forward, or in smaller parts if it does not fit into memory."""
 
 import gc
 from collections.abc import Collection, Sequence
@@ -11,16 +11,16 @@ from sd_core.engine.memory import Memory, is_out_of_memory
 
 
 class Runner:
-    """Runs works of one kind, as the scheduler chose them, and decides what happens when a forward fails.
+    """Runs the works of one kind that the scheduler chose, and decides what happens if a forward fails.
 
-    `kinds` are all that share the device: memory that one of them lacks may be kept by another.
+    `kinds` are all kinds on the device: if one lacks memory, another may be able to free some.
     """
 
     def __init__(self, memory: Memory, kinds: Collection[Kind[Any]]) -> None:
         self._memory, self._kinds = memory, kinds
 
     def warm_up(self) -> None:
-        """Prepare what the first works would wait for, as far as memory holds it."""
+        """Prepare what the first works would otherwise wait for, as far as it fits into memory."""
         try:
             for kind in self._kinds:
                 kind.warm_up()
@@ -30,22 +30,22 @@ class Runner:
             self._release()
 
     def run(self, kind: Kind[Any], works: Sequence[Any]) -> tuple[list[Any], bool]:
-        """The answer to each work, in order, and whether memory held them all together. An exception is an answer too.
+        """The answer to each work, in order, and whether all fit into memory together. An answer may be an exception.
 
-        Equal works are computed once. If a forward fails its halves are tried, so that only what cannot run alone
-        fails, with the error that it met. Raises the device's error if the device is lost.
+        Equal works are computed once. If a forward fails, its halves are tried, so that only a work that cannot run
+        alone fails, with its own error. Raises the device's error if the device is lost.
         """
-        # A work that is like no other is identified by its place.
+        # A work without an identity is identified by its index.
         identities = [
             (index,) if (identity := kind.identity(work)) is None else identity for index, work in enumerate(works)
         ]
         unique = dict(zip(identities, works, strict=True))
-        answers, held = self._halved(kind, list(unique.values()))
+        answers, fits = self._halved(kind, list(unique.values()))
         by_identity = dict(zip(unique, answers, strict=True))
-        return [by_identity[identity] for identity in identities], held
+        return [by_identity[identity] for identity in identities], fits
 
     def require_device(self) -> None:
-        """After a failure: raise if the GPU is lost. Most of CUDA's errors come again at every later call."""
+        """After a failure, raise if the GPU is lost: most CUDA errors are raised again by every later call."""
         if self._memory.device.type == "cuda":
             torch.cuda.synchronize(self._memory.device)
 
@@ -53,19 +53,19 @@ class Runner:
         try:
             self._memory.require(sum(map(kind.bytes, works)))
             return list(kind.run(works)), True
-        except Exception as error:  # noqa: BLE001 - an answer too; the halves show whose it is
+        except Exception as error:  # noqa: BLE001 - an answer; the halves show whose it is
             failure = error.with_traceback(None)  # a traceback would keep the failed forward's tensors alive
         self.require_device()
-        held = not is_out_of_memory(failure)
-        if not held:
+        fits = not is_out_of_memory(failure)
+        if not fits:
             self._release()
         if len(works) == 1:
-            return [failure if held else self._in_parts(kind, works[0], failure)], held
+            return [failure if fits else self._in_parts(kind, works[0], failure)], fits
         middle = len(works) // 2
-        return self._halved(kind, works[:middle])[0] + self._halved(kind, works[middle:])[0], held
+        return self._halved(kind, works[:middle])[0] + self._halved(kind, works[middle:])[0], fits
 
     def _in_parts(self, kind: Kind[Any], work: Any, failure: Exception) -> Any:
-        """The answer to one work for which memory does not hold a whole forward."""
+        """The answer to one work whose forward does not fit into memory."""
         try:
             if (part := kind.smallest(work)) is None:
                 return failure

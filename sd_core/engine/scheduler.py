@@ -1,4 +1,4 @@
-"""Which images share the next forward: room is counted in costs and bytes, and dealt out fairly among jobs."""
+"""Which images share the next forward: room is counted in costs and bytes, and divided fairly among jobs."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,13 +8,13 @@ from typing import Any
 from sd_core.engine.kinds.kind import Kind
 from sd_core.work import Picture, Work
 
+# Forwards after which the full room is tried again, once a forward did not fit into memory.
 RECOVERY = 256
-"""Forwards after which the full room is tried again once memory did not hold it."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A job as the scheduler knows it: its order of arrival, and the last tick that served it."""
+    """What the scheduler knows of a job: its order of arrival, and the last tick that served it."""
 
     order: int
     served: int = -1
@@ -22,7 +22,7 @@ class Job:
 
 @dataclass(eq=False)
 class Running:
-    """A picture being generated. While it waits for the host it asks for no work."""
+    """An image being generated. While its host task runs, it has no work."""
 
     job: Job
     index: int
@@ -34,15 +34,15 @@ class Running:
 
 @dataclass
 class Scheduler:
-    """Jobs take turns: the one that was served longest ago leads a forward, the room left is dealt to the others.
+    """Jobs take turns: the one that was served longest ago leads a forward, and the others share the room that is left.
 
-    A forward holds work of one key. Every job with such work gets room for one picture before any gets it for two. So
-    with room for all, all advance at every tick; without, each of n jobs gets an n-th, and none waits for another to
-    end. Kinds that interrupt run at most at every other tick while others wait.
+    The works of a forward have the same key. Every job with such work gets room for one image before any gets room for
+    two. If there is room for all, all advance at every tick; if not, each of n jobs gets an n-th of the forwards, and
+    none waits for another to end. Kinds that interrupt run at most every other tick while others wait.
     """
 
+    # Memory that a forward may take; None if unknown.
     usable_bytes: int | None = None
-    """Memory that a forward may take, if that is known."""
 
     _running: list[Running] = field(default_factory=list)
     _tick: int = 0
@@ -59,18 +59,18 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether any picture asks for a forward now."""
+        """Whether any image asks for a forward now."""
         return any(picture.work is not None for picture in self._running)
 
     def add(self, picture: Running) -> None:
         self._running.append(picture)
 
     def ask(self, picture: Running, work: Work, kind: Kind[Any]) -> None:
-        """The picture's next work."""
+        """Set the image's next work."""
         picture.work, picture.kind = work, kind
 
     def suspend(self, picture: Running) -> None:
-        """The picture waits for something else than a forward."""
+        """Note that the image waits for something other than a forward."""
         picture.work = picture.kind = None
 
     def finish(self, picture: Running) -> None:
@@ -80,13 +80,13 @@ class Scheduler:
         return picture in self._running
 
     def remove(self, job: Job) -> list[Running]:
-        """Take a job's pictures out, and return them."""
+        """Remove a job's images, and return them."""
         gone = [picture for picture in self._running if picture.job is job]
         self._running = [picture for picture in self._running if picture.job is not job]
         return gone
 
     def next_batch(self) -> list[Running]:
-        """The pictures of the next forward, at least one; empty if none asks for any."""
+        """The images of the next forward; empty if no image asks for one."""
         waiting = [picture for picture in self._running if picture.work is not None]
         steps = [picture for picture in waiting if not _kind(picture).interrupts]
         candidates = steps if steps and self._interrupted else waiting
@@ -102,13 +102,13 @@ class Scheduler:
         return batch
 
     def shrink(self, batch: Sequence[Running]) -> None:
-        """Memory did not hold this batch: for a while, no forward of its kind is more than half as large."""
+        """Note that this batch did not fit into memory: for a while, forwards of its kind are at most half as large."""
         kind = _kind(batch[0])
         cost = sum(kind.cost(picture.work) for picture in batch)
         self._shrunk[kind] = (cost / 2, self._tick + RECOVERY)
 
     def _fill(self, kind: Kind[Any], pictures: Iterator[Running]) -> list[Running]:
-        """As many of the pictures, in their order, as one forward holds; equal works count once."""
+        """As many of these images as fit one forward, in order and at least one; equal works count once."""
         room = self._room(kind)
         usable: float = float("inf") if self.usable_bytes is None else self.usable_bytes
         batch: list[Running] = []
@@ -139,7 +139,7 @@ def _key(picture: Running) -> Hashable:
 
 
 def _dealt(lead: Running, pictures: Sequence[Running]) -> Iterator[Running]:
-    """One picture of every job, then the next of every job; those served longest ago come first."""
+    """One image of every job, then the next of every job; those served longest ago come first."""
     queues: dict[Job, list[Running]] = {lead.job: []}
     for picture in sorted(pictures, key=lambda picture: (picture.job.served, picture.job.order)):
         queues.setdefault(picture.job, []).append(picture)

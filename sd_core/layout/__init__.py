@@ -1,1 +1,1 @@
-"""How the weights of a network lie on a device. `choose` replaces the layers of `sd_core.models` by their variants."""
+"""How the weights of a network lie on a device. `choose` replaces layers of `sd_core.models` by variants."""

@@ -16,8 +16,8 @@ def lay_out(network: nn.Module, device: torch.device, dtype: torch.dtype) -> fro
     """Replace the layers of a network, loaded or not, by their variants for computing in `dtype` on `device`.
 
     Results stay equal up to rounding; names and parameters stay the same. Return the names of the weights that their
-    layers cast at first use, and that therefore need not be loaded in `dtype`. A network that was laid out already
-    stays as it is, and so does one on another device than a CPU.
+    layers cast at first use, so that they need not be loaded in `dtype`. A network that is already laid out, or on
+    another device than a CPU, is not changed.
     """
     if device.type != "cpu":
         return frozenset()
@@ -29,7 +29,7 @@ def lay_out(network: nn.Module, device: torch.device, dtype: torch.dtype) -> fro
 
 
 def variant_of(layer: nn.Module, dtype: torch.dtype) -> LinearVariant | GatedLinearVariant | Conv2dVariant | None:
-    """The variant that a plain layer becomes on this CPU; None if it stays, or is no plain layer."""
+    """The variant that replaces a plain layer on this CPU; None if none does, or if the layer is not a plain one."""
     packs = onednn.packs(dtype)
     widens = not packs and dtype.itemsize < torch.float32.itemsize
     if type(layer) is Linear and (packs or widens):
@@ -42,14 +42,14 @@ def variant_of(layer: nn.Module, dtype: torch.dtype) -> LinearVariant | GatedLin
 
 
 def packed_convolution(layer: Conv2d) -> type[Conv2dVariant]:
-    """The way of computing a convolution that is fastest for its geometry and widths."""
+    """The fastest variant for a convolution of this geometry and width."""
     if PointwiseConv2d.suits(layer):
         return PointwiseConv2d
     return WinogradConv2d if winograd.suits(layer) else PackedConv2d
 
 
 def bytes_to_pack(network: nn.Module) -> int:
-    """Bytes that the weights of a network will take at their first use, beyond what they take now."""
+    """Bytes that the weights of a network will additionally take at their first use."""
     return sum(variant.bytes_to_pack() for _, variant in _variants(network))
 
 

@@ -1,7 +1,7 @@
 """Products with weights in oneDNN's own layouts, for CPUs, through the operators that torch's compiler uses.
 
-oneDNN brings a plain weight into such a layout anew at every call, which for small pictures takes as long as the
-product; and torch computes a plain linear layer with another library, which is slower at most of these sizes.
+oneDNN reorders a plain weight into such a layout at every call, which for small images takes as long as the product;
+and torch computes a plain linear layer with another library, which is slower at most of these sizes.
 """
 
 import ctypes
@@ -12,8 +12,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from sd_core.cache import LRU
+
+# Input shapes for which `Kernels` remembers the layout.
 MAX_SHAPES = 256
-"""Input shapes for which `Kernels` remembers the layout; past that they are looked up again."""
 
 
 @cache
@@ -34,7 +36,7 @@ def packs(dtype: torch.dtype) -> bool:
 
 
 def packed_matrix(weight: Tensor) -> Tensor:
-    """A matrix (out_features, in_features) in the layout that `linear` takes, the same for any number of rows."""
+    """A matrix (out_features, in_features) in the layout that `linear` takes, whatever the number of rows."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
     return packed
 
@@ -49,7 +51,7 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor | None, add: Tensor | None = 
 
 
 def gated_linear(x: Tensor, value: Tensor, gate: Tensor, bias: Tensor | None) -> Tensor:
-    """The product with the packed matrix `value` times the exact GELU of that with `gate`; `bias` is that of both."""
+    """The product of x and `value`, times the exact GELU of that of x and `gate`; `bias` holds the biases of both."""
     value_bias, gate_bias = (None, None) if bias is None else bias.chunk(2)
     gated = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
     out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, gated, value, value_bias, "mul")
@@ -67,20 +69,20 @@ class Geometry:
 
     @classmethod
     def of(cls, layer: nn.Conv2d, padding: tuple[int, int]) -> "Geometry":
-        """That of a layer, with other padding than its own if need be."""
+        """The geometry of a layer with this padding, which may differ from the layer's own."""
         return cls(layer.stride, padding, layer.dilation, layer.groups)
 
 
 class Kernels:
     """The kernel of one convolution, packed once for each layout that oneDNN asks for.
 
-    Which layout that is depends on the input's shape. A kernel in another one is reordered at every call, by generic
-    code that can take ten times as long as the convolution.
+    The layout depends on the input's shape. A kernel in another layout is reordered at every call, by generic code that
+    can take ten times as long as the convolution.
     """
 
     def __init__(self) -> None:
         self._layouts: list[Tensor] = []
-        self._by_input: dict[tuple[torch.Size, tuple[int, int]], Tensor] = {}
+        self._by_input: LRU[tuple[torch.Size, tuple[int, int]], Tensor] = LRU(MAX_SHAPES)
 
     def __len__(self) -> int:
         return len(self._layouts)
@@ -90,17 +92,16 @@ class Kernels:
         key = shape, geometry.padding
         known = self._by_input.get(key)
         if known is None:
-            if len(self._by_input) >= MAX_SHAPES:
-                self._by_input.clear()
-            known = self._by_input[key] = self._shared(packed_kernel(weight, dtype, shape, geometry))
+            known = self._shared(packed_kernel(weight, dtype, shape, geometry))
+            self._by_input.put(key, known)
         return known
 
     def _shared(self, packed: Tensor) -> Tensor:
-        """The kernel that is held in the layout of `packed`, which is `packed` itself if there is none yet."""
-        # oneDNN's description of a layout cannot be compared: it has padding with leftovers of other descriptions.
-        for held in self._layouts:
-            if torch.equal(raw_bytes(held), raw_bytes(packed)):
-                return held
+        """The kernel that is kept in the layout of `packed`: `packed` itself if there is none yet."""
+        # Compare contents: oneDNN's descriptions of layouts have padding bytes that are not initialized.
+        for kept in self._layouts:
+            if torch.equal(raw_bytes(kept), raw_bytes(packed)):
+                return kept
         self._layouts.append(packed)
         return packed
 
@@ -115,7 +116,7 @@ def packed_kernel(weight: Tensor, dtype: torch.dtype, shape: torch.Size, geometr
 
 
 def raw_bytes(packed: Tensor) -> Tensor:
-    """The memory of a packed weight, uint8: valid as long as `packed` is."""
+    """The memory of a packed weight as uint8. It must not be used longer than `packed` exists."""
     memory = ctypes.c_uint8 * torch.ops.mkldnn._nbytes(packed)
     return torch.frombuffer(memory.from_address(torch.ops.mkldnn.data_ptr(packed)), dtype=torch.uint8)
 

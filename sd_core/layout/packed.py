@@ -18,7 +18,7 @@ class PackedLinear(LinearVariant):
 
 
 class PackedGatedLinear(GatedLinearVariant):
-    """Values and gates are packed apart, so that the product with the values multiplies by the gates as it goes."""
+    """Values and gates are packed separately, so that the product with the values also multiplies by the gates."""
 
     form: Once[tuple[Tensor, Tensor]]
 
@@ -39,7 +39,7 @@ class PackedGatedLinear(GatedLinearVariant):
 
 
 class PackedConv2d(Conv2dVariant):
-    """By oneDNN's own convolution."""
+    """Computed by oneDNN's own convolution."""
 
     form: Once[Kernels]
 
@@ -51,19 +51,19 @@ class PackedConv2d(Conv2dVariant):
 
 
 class PointwiseConv2d(Conv2dVariant):
-    """A 1x1 convolution as the linear layer that it is, which oneDNN computes faster."""
+    """A 1x1 convolution, computed as a linear layer, which is faster."""
 
     form: Once[Tensor]
 
     @staticmethod
     def suits(layer: Conv2d) -> bool:
-        """Whether a layer maps each pixel by itself."""
+        """Whether a layer maps each pixel independently."""
         return layer.kernel_size == layer.stride == (1, 1) and pads(layer) == (0, 0) and layer.groups == 1
 
     def convolution(
         self,
         x: Tensor,
-        padding: tuple[int, int],  # noqa: ARG002 - none, or `suits` would be false
+        padding: tuple[int, int],  # noqa: ARG002 - always 0, because of `suits`
         add: Tensor | None = None,
     ) -> Tensor:
         packed = self.form.get(self.weight, lambda: onednn.packed_matrix(self.dense().flatten(1)))
@@ -73,7 +73,7 @@ class PointwiseConv2d(Conv2dVariant):
 
 
 class WinogradConv2d(Conv2dVariant):
-    """A wide 3x3 convolution by Winograd's algorithm."""
+    """A wide 3x3 convolution, computed by Winograd's algorithm."""
 
     form_growth = winograd.GROWTH
     form: Once[tuple[Tensor, ...]]

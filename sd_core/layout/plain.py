@@ -1,7 +1,7 @@
 """Layers for a CPU on which oneDNN does not multiply packed weights of the compute dtype.
 
-Such a CPU emulates products of a narrow dtype, which is far slower than float32: weights stay narrow and are widened
-while they are used.
+Such a CPU emulates products of a narrow dtype, which is far slower than float32. Weights stay narrow, and each is
+widened while it is used.
 """
 
 import torch
@@ -13,7 +13,7 @@ from sd_core.models.layers import GatedLinear, Linear
 
 
 class WideningLinear(LinearVariant):
-    """Computes in float32 with a weight in a narrower dtype; input and output are in the latter."""
+    """Computes in float32 with a weight in a narrower dtype, in which input and output are too."""
 
     form_growth = 0.0
 
@@ -42,6 +42,6 @@ class ChannelsLastConv2d(Conv2dVariant):
 
 
 def widened_product(layer: Linear | GatedLinear, x: Tensor) -> Tensor:
-    """The linear layer on x, computed in float32, in x's dtype."""
+    """The linear layer applied to x, computed in float32 and returned in x's dtype."""
     bias = None if layer.bias is None else layer.bias.float()
     return F.linear(x.float(), layer.weight.float(), bias).to(x.dtype)

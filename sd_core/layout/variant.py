@@ -1,4 +1,4 @@
-"""What the variants of a layer share: how they replace a plain one, and what they make of its weight at first use."""
+"""What variants share: how they replace a plain layer, and how they prepare its weight at first use."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -12,7 +12,7 @@ Form = TypeVar("Form")
 
 
 class Once(Generic[Form]):
-    """What a layer makes of its weight, kept until the weight is replaced or written to."""
+    """The form in which a layer uses its weight, kept until the weight is replaced or written to."""
 
     def __init__(self) -> None:
         self._form: Form | None = None
@@ -33,12 +33,12 @@ class Once(Generic[Form]):
 class Variant:
     """A layer that replaces a plain one of `sd_core.models.layers` and has its name, parameters and settings.
 
-    `weight` stays the tensor that was loaded, a view of the checkpoint's file if it is one, and no forward changes it.
-    What the layer multiplies with instead is made at first use and lies beside it.
+    `weight` stays the tensor that was loaded, for example a view of the checkpoint's file, and no forward changes it.
+    The form that the layer multiplies with is made at first use and kept beside it.
     """
 
+    # Memory of that form, relative to the weight in `compute_dtype`; 0 for a variant that makes none.
     form_growth: ClassVar[float] = 1.0
-    """Memory of that form over the weight's in `compute_dtype`; 0 for a variant that makes none."""
 
     weight: Tensor
     name: str
@@ -46,17 +46,17 @@ class Variant:
     form: Once[Any]
 
     def reset_parameters(self) -> None:
-        """Leave the parameters as they are: torch's constructors call this, and `of` replaces them."""
+        """Do nothing: torch's constructors call this, and `of` replaces the parameters."""
 
     def take_over(self, layer: Linear | GatedLinear | Conv2d, dtype: torch.dtype) -> None:
-        """Become that layer, with the very same weight, to compute in `dtype`."""
+        """Take the name, mode and weight (the same tensor) of a layer, to compute in `dtype`."""
         assert isinstance(self, nn.Module)
         self.weight, self.name = layer.weight, layer.name
         self.compute_dtype, self.form = dtype, Once()
         self.train(layer.training)
 
     def bytes_to_pack(self) -> int:
-        """Bytes that the first use will take."""
+        """Bytes that the first use will allocate."""
         if self.form.is_made:
             return 0
         return int(self.weight.numel() * self.compute_dtype.itemsize * self.form_growth)

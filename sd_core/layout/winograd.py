@@ -2,8 +2,8 @@
 
 Source: Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", section 4.1. Each tile of 4x4 inputs is
 transformed, multiplied with the transformed kernel entry by entry (sixteen matrix products over all tiles), and
-transformed back into 2x2 outputs. In float32 that is at least as exact as the plain sum, which adds up more terms; in
-bfloat16 the transforms round too: the whole UNet then rounds a little more than diffusers' (`bench.step`).
+transformed back into 2x2 outputs. In float32 this is at least as exact as the plain sum, which adds more terms. In
+bfloat16 the transforms round too, and the whole UNet rounds a little more than diffusers' (`bench.step`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from sd_core.layout import onednn
 
+# Input and output channels; with fewer, the transforms cost more than the multiplications that they save.
 MIN_CHANNELS = 256
-"""In and out; with fewer, the transforms cost more than the multiplications that they save."""
 
+# Memory of the matrices, relative to the kernel's.
 GROWTH = 16 / 9
-"""Memory of the matrices over that of the kernel."""
 
+# Tiles, of one or several images, that are computed together: enough for a fast product, few enough for the cache.
 TILES = 512
-"""Tiles, of one picture or several, that are computed together: enough for a fast product, few enough for the cache."""
 
 
 def suits(layer: nn.Conv2d) -> bool:
-    """Whether a layer is such a convolution and is faster this way."""
+    """Whether a layer can be computed this way and is faster for it."""
     return (
         layer.kernel_size == (3, 3)
         and layer.stride == layer.padding == layer.dilation == (1, 1)
@@ -55,9 +55,9 @@ def convolution(
     tall, wide = (height + 1) // 2, (width + 1) // 2  # in tiles
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad_x, pad_x + width % 2, pad_y, pad_y + height % 2))  # (B, H, W, C)
     out = x.new_empty(batch, 2 * tall, 2 * wide, matrices[0].shape[0])
-    for pictures, band in _slices(batch, tall, wide):
-        inputs = padded[pictures, 2 * band.start : 2 * band.stop + 2]
-        outputs = out[pictures, 2 * band.start : 2 * band.stop]
+    for images, band in _slices(batch, tall, wide):
+        inputs = padded[images, 2 * band.start : 2 * band.stop + 2]
+        outputs = out[images, 2 * band.start : 2 * band.stop]
         columns = []
         for i, row in enumerate(_of_inputs(inputs, 1)):
             # Entry (1, 1) is part of all four outputs with the sign plus, so it alone carries the bias.
@@ -74,22 +74,22 @@ def convolution(
 
 
 def _slices(batch: int, tall: int, wide: int) -> Iterator[tuple[slice, slice]]:
-    """Pictures and rows of tiles, about `TILES` tiles in each pair."""
+    """Slices of images and of rows of tiles, about `TILES` tiles in each pair."""
     rows = max(1, min(tall, TILES // wide))
-    pictures = max(1, TILES // (tall * wide))
-    for picture in range(0, batch, pictures):
+    images = max(1, TILES // (tall * wide))
+    for image in range(0, batch, images):
         for row in range(0, tall, rows):
-            yield slice(picture, min(picture + pictures, batch)), slice(row, min(row + rows, tall))
+            yield slice(image, min(image + images, batch)), slice(row, min(row + rows, tall))
 
 
 def _of_kernel(taps: Tensor) -> tuple[Tensor, ...]:
-    """G of the paper along the first axis, of 3."""
+    """The paper's G, along the first axis, of size 3."""
     first, middle, last = taps.unbind()
     return first, (first + middle + last) / 2, (first - middle + last) / 2, last
 
 
 def _of_inputs(inputs: Tensor, axis: int) -> tuple[Tensor, ...]:
-    """B of the paper along an axis of two more than twice the tiles: tile t reads four from 2 t on."""
+    """The paper's B, along an axis of size 2 * tiles + 2: tile t reads the four entries from 2 * t on."""
     end = inputs.shape[axis] - 2
     first, second = inputs.narrow(axis, 0, end), inputs.narrow(axis, 2, end)
     a, b = first.unflatten(axis, (-1, 2)).unbind(axis + 1)
@@ -98,6 +98,6 @@ def _of_inputs(inputs: Tensor, axis: int) -> tuple[Tensor, ...]:
 
 
 def _to_outputs(products: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """A of the paper."""
+    """The paper's A."""
     a, b, c, d = products
     return a + b + c, b - c - d

@@ -16,7 +16,7 @@ from sd_core.work import Call, Context, TextWork, Token
 CHUNKS_A_WORK = 16
 """Chunks that an image asks for at once: many more would delay the steps of others."""
 
-JOINED_BYTES = 2**25
+JOINED, JOINED_BYTES = 64, 2**25
 """Contexts of a job that are kept joined and weighted."""
 
 
@@ -59,7 +59,7 @@ class Prompts:
     skip: int = 0
     calls_a_step: int = 1
     joined: LRU[bytes, Tensor] = field(
-        default_factory=lambda: LRU(JOINED_BYTES, lambda states: states.nbytes), compare=False, repr=False
+        default_factory=lambda: LRU(JOINED, JOINED_BYTES, lambda states: states.nbytes), compare=False, repr=False
     )
 
     @property

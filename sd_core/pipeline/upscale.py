@@ -25,7 +25,7 @@ from sd_core.work import HostTask, UpscaleWork
 TILE, OVERLAP = 192, 16
 """Pixels on the side of a tile, so that it delays a UNet step by about one step; and in a seam."""
 
-KEPT_BYTES = 2**28
+KEPT, KEPT_BYTES = 8, 2**28
 """Upscalers that stay loaded: one has 67 MB in float32."""
 
 NO_FILES: Mapping[str, Path] = MappingProxyType({})
@@ -38,7 +38,7 @@ class Upscalers:
 
     def __init__(self, files: Mapping[str, Path], device: torch.device) -> None:
         self._files, self._device = files, device
-        self._loaded: LRU[str, RRDBNet] = LRU(KEPT_BYTES, lambda network: network.weight_bytes)
+        self._loaded: LRU[str, RRDBNet] = LRU(KEPT, KEPT_BYTES, lambda network: network.weight_bytes)
         self._lock = threading.Lock()
 
     def of(self, hires: Hires | None) -> Load | None:

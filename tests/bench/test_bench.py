@@ -1,4 +1,4 @@
-"""Every measurement runs, at a size that measures nothing, and prints what it promises."""
+"""Every measurement runs on a tiny model and prints the fields that it promises."""
 
 import json
 import os
@@ -43,7 +43,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the measurements keep their random models from one to the next."""
+    """The folder that keeps the random models between measurements."""
     return tmp_path_factory.mktemp("bench")
 
 
@@ -65,7 +65,7 @@ def measure(name: str, cache: Path, *arguments: str, dtype: str = "fp32") -> dic
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROMISED)
-def test_prints_its_measurement_as_json(name: str, cache: Path) -> None:
+def test_a_measurement_is_printed_as_json(name: str, cache: Path) -> None:
     printed = measure(name, cache)
     assert PROMISED[name] | COMMON <= printed.keys()
     assert printed["bench"] == name
@@ -80,10 +80,10 @@ def test_both_sides_compute_the_same_in_half_precision(name: str, cache: Path) -
 
 
 @pytest.mark.slow
-def test_throughput_of_every_side_and_its_plot(cache: Path, tmp_path: Path) -> None:
+def test_throughput_measures_every_side_and_plots_it(cache: Path, tmp_path: Path) -> None:
     plot = tmp_path / "throughput.svg"
-    asked = ["--reference", "--batch", "2", "--concurrency", "2", "--jobs", "3", "--plot", str(plot)]
-    printed = measure("throughput", cache, *asked)
+    options = ["--reference", "--batch", "2", "--concurrency", "2", "--jobs", "3", "--plot", str(plot)]
+    printed = measure("throughput", cache, *options)
     sides = {"batch_2", "batch_1", "diffusers"}
     assert printed.keys() >= COMMON
     assert printed["lone_job_s"].keys() == sides
@@ -97,14 +97,14 @@ def test_throughput_of_every_side_and_its_plot(cache: Path, tmp_path: Path) -> N
     for part in ("unet", "engine"):
         assert sharing[part].keys() == {"together_s", "one_by_one_s", "gain"}
     assert sharing["engine_gain_over_unet_gain"] > 0
-    assert sharing["continuous"].keys() == {"static_s_a_picture", "continuous_s_a_picture", "efficiency"}
+    assert sharing["continuous"].keys() == {"static_s_per_image", "continuous_s_per_image", "efficiency"}
     assert sharing["lone_job"]["equal"]
     assert printed["worker_gain_over_unet_gain"] > 0
-    drawing = ElementTree.parse(plot).getroot()
-    lines = [line.attrib["points"].split() for line in drawing.findall(f"{SVG}polyline")]
+    chart = ElementTree.parse(plot).getroot()
+    lines = [line.attrib["points"].split() for line in chart.findall(f"{SVG}polyline")]
     assert [len(points) for points in lines] == [1] * len(sides)
-    texts = set(drawing.itertext())
-    assert sides | {"2", "0"} <= texts, "a name a side, a position a level, and an axis from zero"
+    texts = set(chart.itertext())
+    assert sides | {"2", "0"} <= texts, "a name per side, a position per level, and an axis from zero"
 
 
 def test_mixed_jobs_are_mixed_and_always_the_same() -> None:

@@ -15,8 +15,9 @@ from builder import VERSION
 from builder.convert import convert
 from sd_core.errors import ModelError
 from sd_core.formats.detect import Architecture
+from sd_core.formats.keys import UNET_PREFIX, VAE_PREFIX
 from sd_core.formats.load import load_networks
-from tests.support.outcome import UNET, VAE, Save, State, identity, metadata_of, names, same
+from tests.support.outcome import Save, State, identity, metadata_of, names, same
 
 
 @pytest.mark.parametrize("nested", [True, False], ids=["nested", "bare"])
@@ -86,19 +87,19 @@ def test_eight_bit_floats_are_kept_or_cast(
 def test_values_beside_the_weights_do_not_stop_a_conversion(
     state: State, tmp_path: Path, destination: Path, zipped: bool
 ) -> None:
-    noted = torch.nn.Parameter(state[UNET + "out.0.weight"])
+    noted = torch.nn.Parameter(state[UNET_PREFIX + "out.0.weight"])
     noted.note = "an attribute"
     beside = {"a": {1}, "b": torch.float16, "c": Counter("x"), "d": 1j, "e": bytearray(b"x"), "f": np.ones(2)}
     weights = state | {
-        UNET + "out.0.weight": noted,
-        UNET + "out.0.bias": torch.ones(1).expand(32),
+        UNET_PREFIX + "out.0.weight": noted,
+        UNET_PREFIX + "out.0.bias": torch.ones(1).expand(32),
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77).to(torch.uint16)[None],
         "extras": torch.nn.ParameterDict({"a": torch.ones(1)}),
     }
     source = tmp_path / "model.ckpt"
     torch.save({"state_dict": weights} | beside, source, _use_new_zipfile_serialization=zipped)
     convert(source, destination)
-    assert same(load_file(destination), state | {UNET + "out.0.bias": torch.ones(32)})
+    assert same(load_file(destination), state | {UNET_PREFIX + "out.0.bias": torch.ones(32)})
 
 
 def test_averages_are_taken_by_choice(source: Path, destination: Path, state: State) -> None:
@@ -127,11 +128,12 @@ def test_metadata_of_a_safetensors_source_is_kept(tmp_path: Path, state: State, 
 def test_the_vae_may_come_from_another_file(
     source: Path, destination: Path, state: State, tmp_path: Path, form: str
 ) -> None:
-    other = {name: tensor * 2 for name, tensor in state.items() if name.startswith(VAE)}
+    other = {name: tensor * 2 for name, tensor in state.items() if name.startswith(VAE_PREFIX)}
     vae = tmp_path / "vae.file"
     if form == "bare":
         torch.save(
-            {"state_dict": {n.removeprefix(VAE): t for n, t in other.items()} | {"loss.logvar": torch.zeros(1)}}, vae
+            {"state_dict": {n.removeprefix(VAE_PREFIX): t for n, t in other.items()} | {"loss.logvar": torch.zeros(1)}},
+            vae,
         )
     elif form == "prefixed":
         save_file(other, vae)
@@ -142,11 +144,11 @@ def test_the_vae_may_come_from_another_file(
 
 
 def test_a_missing_vae_can_be_supplied(save: Save, destination: Path, state: State, tmp_path: Path) -> None:
-    source = save({name: tensor for name, tensor in state.items() if not name.startswith(VAE)})
+    source = save({name: tensor for name, tensor in state.items() if not name.startswith(VAE_PREFIX)})
     with pytest.raises(ModelError, match=r"lacks the VAE.*--vae FILE"):
         convert(source, destination)
     vae = tmp_path / "vae.safetensors"
-    save_file({name: tensor for name, tensor in state.items() if name.startswith(VAE)}, vae)
+    save_file({name: tensor for name, tensor in state.items() if name.startswith(VAE_PREFIX)}, vae)
     convert(source, destination, vae=vae)
     assert same(load_file(destination), state)
 
@@ -187,7 +189,7 @@ def test_the_same_conversion_again_keeps_the_file(source: Path, destination: Pat
 def test_other_options_need_force(source: Path, destination: Path, state: State, options: dict[str, object]) -> None:
     if "vae" in options:
         options = {"vae": source.with_name("vae.safetensors")}
-        save_file({name: tensor for name, tensor in state.items() if name.startswith(VAE)}, options["vae"])
+        save_file({name: tensor for name, tensor in state.items() if name.startswith(VAE_PREFIX)}, options["vae"])
     before = identity(convert(source, destination))
     with pytest.raises(ModelError, match="other options; --force replaces it"):
         convert(source, destination, **options)  # type: ignore[arg-type]

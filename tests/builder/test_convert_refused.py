@@ -12,8 +12,9 @@ from builder.convert import convert
 from sd_core.errors import ModelError
 from sd_core.formats.check import expected_shapes
 from sd_core.formats.detect import Architecture
+from sd_core.formats.keys import UNET_PREFIX, VAE_PREFIX
 from sd_core.models.vae import VAEConfig
-from tests.support.outcome import UNET, VAE, Save, State, names
+from tests.support.outcome import Save, State, names
 
 
 def test_paths_are_checked_first(source: Path, destination: Path, tmp_path: Path) -> None:
@@ -41,20 +42,22 @@ def test_an_unknown_dtype_is_named(source: Path, destination: Path) -> None:
 with warnings.catch_warnings(action="ignore"):
     QUANTIZED = torch.quantize_per_tensor(torch.zeros(32), 0.1, 0, torch.qint8)
 CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
-    "missing": (lambda s: s.pop(UNET + "out.0.bias"), r"1 missing .*out\.0\.bias"),
-    "misshaped": (lambda s: s.update({UNET + "out.0.bias": torch.zeros(7)}), r"is \[7\], not \[32\]"),
-    "unknown": (lambda s: s.update({UNET + "odd.bias": torch.zeros(7)}), r"1 unexpected .*odd\.bias"),
+    "missing": (lambda s: s.pop(UNET_PREFIX + "out.0.bias"), r"1 missing .*out\.0\.bias"),
+    "misshaped": (lambda s: s.update({UNET_PREFIX + "out.0.bias": torch.zeros(7)}), r"is \[7\], not \[32\]"),
+    "unknown": (lambda s: s.update({UNET_PREFIX + "odd.bias": torch.zeros(7)}), r"1 unexpected .*odd\.bias"),
     "4-bit pairs": (
-        lambda s: s.update({UNET + "out.0.bias": torch.zeros(32, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}),
+        lambda s: s.update(
+            {UNET_PREFIX + "out.0.bias": torch.zeros(32, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}
+        ),
         "float4_e2m1fn_x2, which is not supported",
     ),
-    "quantized": (lambda s: s.update({UNET + "out.0.bias": QUANTIZED}), r"out\.0\.bias is a quantized tensor"),
+    "quantized": (lambda s: s.update({UNET_PREFIX + "out.0.bias": QUANTIZED}), r"out\.0\.bias is a quantized tensor"),
     "expanded without end": (
-        lambda s: s.update({UNET + "out.0.bias": torch.zeros(1).expand(2**27)}),
+        lambda s: s.update({UNET_PREFIX + "out.0.bias": torch.zeros(1).expand(2**27)}),
         "is expanded from a storage of 1 elements",
     ),
-    "whole numbers": (lambda s: s.update({UNET + "out.0.bias": torch.arange(32)}), "torch.int64, not floating"),
-    "NaN": (lambda s: s.update({UNET + "out.0.bias": torch.full((32,), torch.nan)}), "NaN or infinities"),
+    "whole numbers": (lambda s: s.update({UNET_PREFIX + "out.0.bias": torch.arange(32)}), "torch.int64, not floating"),
+    "NaN": (lambda s: s.update({UNET_PREFIX + "out.0.bias": torch.full((32,), torch.nan)}), "NaN or infinities"),
     "SDXL": (lambda s: s.update({"conditioner.embedders.0.x": torch.zeros(1)}), "Stable Diffusion XL"),
     "SD 2": (lambda s: s.update({"cond_stage_model.model.ln_final.bias": torch.zeros(1)}), r"Stable Diffusion 2\.x"),
     "LoRA": (
@@ -80,14 +83,14 @@ def test_a_source_of_other_tensors_is_refused(
 
 
 def test_numbers_beyond_half_precision_are_named(save: Save, state: State, destination: Path) -> None:
-    source = save(state | {UNET + "out.0.bias": torch.full((32,), 1e6)})
+    source = save(state | {UNET_PREFIX + "out.0.bias": torch.full((32,), 1e6)})
     with pytest.raises(ModelError, match=r"out\.0\.bias holds numbers up to 1e\+06, beyond the range of fp16"):
         convert(source, destination, dtype="fp16")
     assert names(destination.parent) == []
     convert(source, destination, dtype="bf16")
     powers = torch.full((32,), 2.0**20).to(torch.float8_e8m0fnu)
     with pytest.raises(ModelError, match=r"holds numbers up to 1\.05e\+06, beyond the range of fp16"):
-        convert(save(state | {UNET + "out.0.bias": powers}), destination, dtype="fp16", force=True)
+        convert(save(state | {UNET_PREFIX + "out.0.bias": powers}), destination, dtype="fp16", force=True)
 
 
 def test_missing_averages_are_named(save: Save, published: State, state: State, destination: Path) -> None:
@@ -102,7 +105,7 @@ def test_missing_averages_are_named(save: Save, published: State, state: State, 
 def test_a_file_without_a_vae_is_refused_as_vae(source: Path, destination: Path, tmp_path: Path, state: State) -> None:
     cases: list[tuple[State, str]] = [
         ({"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "a VAE in diffusers' layout"),
-        ({n: t for n, t in state.items() if not n.startswith(VAE)}, "it holds no VAE"),
+        ({n: t for n, t in state.items() if not n.startswith(VAE_PREFIX)}, "it holds no VAE"),
     ]
     for tensors, message in cases:
         vae = tmp_path / "vae.safetensors"
@@ -118,7 +121,7 @@ def test_a_vae_of_other_latents_does_not_fit(
 ) -> None:
     other = Architecture(tiny.text, tiny.unet, VAEConfig(z_channels=16, channels=(32,), num_res_blocks=1))
     vae = tmp_path / "vae.safetensors"
-    save_file({n: torch.zeros(s) for n, s in expected_shapes(other).items() if n.startswith(VAE)}, vae)
+    save_file({n: torch.zeros(s) for n, s in expected_shapes(other).items() if n.startswith(VAE_PREFIX)}, vae)
     with pytest.raises(ModelError, match="the VAE's latents have 16 channels, the UNet's 4"):
         convert(source, destination, vae=vae)
 

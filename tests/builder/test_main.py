@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from builder.__main__ import main
 from sd_core.errors import ModelError
 from sd_core.formats.files import converted_name
-from sd_core.formats.keys import ema_name
+from sd_core.formats.keys import UNET_PREFIX, ema_name
 from sd_core.formats.load import load_networks
-from tests.support.outcome import UNET, State
+from tests.support.outcome import State
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -49,7 +49,7 @@ def test_convert_takes_its_options(source: Path, state: State, tmp_path: Path) -
     command = ["convert", str(source), str(destination), "--dtype", "bf16", "--use-ema", "--vae", str(vae), "--force"]
     assert main(command) == 0
     found = load_file(destination)
-    name = UNET + "out.0.bias"
+    name = UNET_PREFIX + "out.0.bias"
     assert torch.equal(found[name], (state[name] + 1).bfloat16())
     name = "first_stage_model.quant_conv.bias"
     assert torch.equal(found[name], (state[name] * 2).bfloat16())
@@ -250,21 +250,21 @@ def test_inspect_names_what_is_wrong(
     save: Callable[..., Path], state: State, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed = dict(state)
-    del changed[UNET + "out.0.bias"]
-    changed[UNET + "out.0.weight"] = torch.zeros(5)
-    changed[UNET + "odd"] = torch.zeros(5)
-    changed[ema_name(UNET + "out.0.bias")] = torch.zeros(5)
+    del changed[UNET_PREFIX + "out.0.bias"]
+    changed[UNET_PREFIX + "out.0.weight"] = torch.zeros(5)
+    changed[UNET_PREFIX + "odd"] = torch.zeros(5)
+    changed[ema_name(UNET_PREFIX + "out.0.bias")] = torch.zeros(5)
     found = inspected(save(changed), capsys)
     assert (found["missing"], found["unexpected"], found["misshaped"]) == ("1", "1", "1")
     for line in ("out.0.bias", "odd", "out.0.weight: [5], not [32]"):
-        assert UNET + line in found
+        assert UNET_PREFIX + line in found
     assert found["ema"] == "1 tensors"
 
 
 def test_inspect_describes_inpainting_and_names_other_kinds(
     save: Callable[..., Path], state: State, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = UNET + "input_blocks.0.0.weight"
+    first = UNET_PREFIX + "input_blocks.0.0.weight"
     found = inspected(save(state | {first: torch.zeros(32, 9, 3, 3)}), capsys)
     assert "an inpainting checkpoint" in found["architecture"]
     assert found["misshaped"] == "none"

@@ -11,8 +11,8 @@ from demo.dataset import (
     SHAPES,
     Figure,
     coverage,
-    draw,
     outline,
+    render,
     training_scene,
     unseen_pair,
     unseen_singles,
@@ -25,31 +25,31 @@ PAIR = re.compile(rf"a ({COLOUR}) ({SHAPE}) ({'|'.join(RELATIONS)}) a ({COLOUR})
 
 def test_training_never_shows_what_is_held_out() -> None:
     rng = random.Random(0)
-    lone = together = 0
+    singles = pairs = 0
     for _ in range(5_000):
         scene = training_scene(rng)
         assert not HELD_OUT_PAIRS & {figure.pair for figure in scene.figures}
         if single := SINGLE.fullmatch(scene.prompt):
-            lone += 1
+            singles += 1
             size, colour, shape, background = single.groups(default="")
             assert (size.strip(), colour, shape, background) not in unseen_singles()
         else:
-            together += 1
+            pairs += 1
             pair = PAIR.fullmatch(scene.prompt)
             assert pair is not None, scene.prompt
             relation = pair.group(3)
             assert not unseen_pair(scene.figures[0], relation, scene.figures[1])
-    assert lone > 1_000
-    assert together > 1_000
+    assert singles > 1_000
+    assert pairs > 1_000
 
 
-def test_a_scene_is_drawn_as_its_prompt_says() -> None:
+def test_a_scene_is_rendered_as_its_prompt_says() -> None:
     rng = random.Random(1)
     for _ in range(300):
         scene = training_scene(rng)
-        picture = draw(scene)
-        assert picture.shape == (128, 128, 3)
-        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        image = render(scene)
+        assert image.shape == (128, 128, 3)
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
         assert (border == COLOURS[scene.background]).all()
         if pair := PAIR.fullmatch(scene.prompt):
             first, second = scene.figures
@@ -66,7 +66,7 @@ def test_a_scene_is_drawn_as_its_prompt_says() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_fit_the_unit_circles_box_and_stand_upright(shape: str) -> None:
+def test_shapes_fit_the_unit_square_and_are_symmetric(shape: str) -> None:
     points = np.array(outline(shape))
     assert np.abs(points).max() <= 1.06
     covered = coverage(Figure("red", shape, radius=0.4))

@@ -1,4 +1,4 @@
-"""Compiled forwards, made and loaded for real: on this processor, whose kernels take half a minute to build."""
+"""Compiled forwards, really compiled and loaded: for this CPU, whose kernels take half a minute to build."""
 
 import logging
 import platform
@@ -51,13 +51,13 @@ def test_one_package_serves_every_checkpoint_of_its_architecture(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     compile_package(network(), BUCKET, tmp_path / name_of(BUCKET), {})
-    assert (tmp_path / name_of(BUCKET)).stat().st_size < 3_000_000, "holds no weights"
+    assert (tmp_path / name_of(BUCKET)).stat().st_size < 3_000_000, "a package holds no weights"
     command = [sys.executable, "-c", LOAD, str(tmp_path)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert printed.split() == ["1", "False"], "a start does not import the compiler"
     with zipfile.ZipFile(tmp_path / name_of(BUCKET)) as package:
         sources = b"".join(package.read(name) for name in package.namelist() if name.endswith(".cpp"))
-    assert b"g++" in sources and b"-mavx512" not in sources, "runs on processors less able than this one"
+    assert b"g++" in sources and b"-mavx512" not in sources, "it also runs on processors with fewer instructions"
     assert platform.machine() != "x86_64" or b"-march=x86-64-v3" in sources
     (tmp_path / "unet-p1-r1-8x8-t77.pt2").write_bytes(b"cut off")
     (tmp_path / "notes.txt").write_text("left alone")
@@ -77,7 +77,7 @@ def test_without_a_folder_there_are_no_packages(tmp_path: Path) -> None:
     assert load_packages(tmp_path / "none", network()) == {}
 
 
-def test_what_kernels_depend_on_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_depends_on_what_kernels_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unet = network()
     folder = folder_of(tmp_path, unet, CPU)
     assert folder == folder_of(tmp_path, network(1), CPU), "weights do not matter"
@@ -95,12 +95,12 @@ def test_what_kernels_depend_on_has_a_folder_of_its_own(tmp_path: Path, monkeypa
     assert len(others) == 5
 
 
-def test_a_gpus_kind_is_its_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_named_by_its_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     assert device_name(torch.device("cuda")) == "sm90"
 
 
-def test_buckets_are_of_pictures_with_guidance_and_without() -> None:
+def test_buckets_exist_for_images_with_and_without_guidance() -> None:
     assert buckets_of([1, 2, 3], 64, 77) == [
         Bucket(1, 1, 64, 64, 77),
         Bucket(1, 2, 64, 64, 77),
@@ -111,7 +111,7 @@ def test_buckets_are_of_pictures_with_guidance_and_without() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:TensorFloat32")
-def test_a_package_for_a_gpu_answers_as_the_network_does(tmp_path: Path) -> None:
+def test_a_package_for_a_gpu_computes_what_the_network_does(tmp_path: Path) -> None:
     unet = network().cuda()
     compile_package(unet, BUCKET, tmp_path / name_of(BUCKET), {})
     latents, timesteps, rows, *read = flat_example(unet, BUCKET)

@@ -1,4 +1,4 @@
-"""Forwards brought to fixed shapes and fixed memory. Without a GPU a graph is a computation that is repeated."""
+"""Forwards of fixed shapes in fixed memory. Without a GPU a graph is replaced by repeating the computation."""
 
 import copy
 import logging
@@ -23,7 +23,7 @@ def unet() -> UNet:
 
 
 class Repeats:
-    """Captures by remembering: a replay computes again, from the same memory into the same memory."""
+    """A capture without a GPU: a replay computes again, from and into the same memory."""
 
     def __init__(self) -> None:
         self.captured = 0
@@ -39,7 +39,7 @@ class Repeats:
 
 
 def forward(pictures: list[int], side: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Latents, timesteps, prompts and rows of pictures with so many prompts each."""
+    """Latents, timesteps, contexts and rows of images with these numbers of prompts."""
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(len(pictures), 4, side, side, generator=generator)
     timesteps = torch.rand(len(pictures), generator=generator) * 999
@@ -52,11 +52,11 @@ MIXES = [[1], [2], [2, 2], [2, 1], [1, 1, 1], [2, 1, 1, 2, 2], [1] * 5, [2] * 7,
 
 
 @pytest.mark.parametrize("pictures", MIXES, ids=str)
-def test_a_graph_answers_as_the_network_does(unet: UNet, pictures: list[int]) -> None:
+def test_a_graph_computes_what_the_network_does(unet: UNet, pictures: list[int]) -> None:
     capture = Repeats()
     graphed = GraphedUNet(unet, {}, capture)
     with torch.inference_mode():
-        for seed in range(4):  # plainly, captured, and twice more with other inputs and prompts
+        for seed in range(4):  # eager, captured, and two replays with other inputs and prompts
             latents, timesteps, context, rows = forward(pictures, seed=seed)
             expected = unet(latents, timesteps, unet.given(context, rows))
             answer = graphed(latents, timesteps, unet.given(context, rows))
@@ -64,7 +64,7 @@ def test_a_graph_answers_as_the_network_does(unet: UNet, pictures: list[int]) ->
             assert capture.captured == min(seed, 1)
 
 
-def test_a_graph_serves_smaller_forwards_and_forgets_those_before(unet: UNet) -> None:
+def test_a_graph_serves_smaller_forwards_without_traces_of_earlier_ones(unet: UNet) -> None:
     capture = Repeats()
     graphed = GraphedUNet(unet, {}, capture)
     mixes = [[2] * 6, [2] * 6, [2] * 5, [2, 2, 2, 2, 1], [2] * 6]  # 12, 12, 10, 9 and 12 rows: one bucket
@@ -77,7 +77,7 @@ def test_a_graph_serves_smaller_forwards_and_forgets_those_before(unet: UNet) ->
     assert capture.captured == 1
 
 
-def test_an_answer_is_no_longer_the_graphs_memory(unet: UNet) -> None:
+def test_an_output_is_a_copy_of_the_graphs_memory(unet: UNet) -> None:
     graphed = GraphedUNet(unet, {}, Repeats())
     latents, timesteps, context, rows = forward([2])
     given = unet.given(context, rows)
@@ -88,7 +88,7 @@ def test_an_answer_is_no_longer_the_graphs_memory(unet: UNet) -> None:
     assert torch.equal(first, kept)
 
 
-def test_prompts_that_stay_are_copied_once(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_prompts_are_copied_once(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
     flattened, flatten = list[int](), UNetStep.flatten
 
     def counted(self: UNetStep, given: Given) -> list[Tensor]:
@@ -119,7 +119,7 @@ def test_adapters_and_padding_run_without_a_graph(unet: UNet) -> None:
     assert capture.captured == 0
 
 
-def test_a_bucket_holds_its_forward_and_wastes_at_most_a_third() -> None:
+def test_a_bucket_fits_its_forward_and_wastes_at_most_a_third() -> None:
     for prompts in range(1, BUCKETS[-1] + 1):
         for pictures in range((prompts + 1) // 2, prompts + 1):
             rows = None if pictures == prompts else torch.zeros(prompts, dtype=torch.long)
@@ -131,10 +131,10 @@ def test_a_bucket_holds_its_forward_and_wastes_at_most_a_third() -> None:
             assert bucket.pictures in (bucket.rows, bucket.rows / 2)
             assert bucket.pictures >= pictures
             if rows is None:
-                assert bucket.pictures == bucket.rows, "each picture has its own prompt"
+                assert bucket.pictures == bucket.rows, "each image has its own prompt"
 
 
-def test_more_rows_than_any_bucket_run_plainly(unet: UNet) -> None:
+def test_more_rows_than_the_largest_bucket_run_without_a_graph(unet: UNet) -> None:
     capture = Repeats()
     graphed = GraphedUNet(unet, {}, capture)
     latents, timesteps, context, rows = forward([1] * 33, side=4)
@@ -143,7 +143,7 @@ def test_more_rows_than_any_bucket_run_plainly(unet: UNet) -> None:
     assert capture.captured == 0
 
 
-def test_the_graphs_that_rest_longest_are_forgotten(unet: UNet) -> None:
+def test_the_least_recently_used_graphs_are_dropped(unet: UNet) -> None:
     capture = Repeats()
     graphed = GraphedUNet(unet, {}, capture)
 
@@ -165,7 +165,7 @@ def test_the_graphs_that_rest_longest_are_forgotten(unet: UNet) -> None:
     assert capture.captured == 3 + MAX_GRAPHS
 
 
-def test_where_nothing_can_be_captured_all_run_plainly(unet: UNet, caplog: pytest.LogCaptureFixture) -> None:
+def test_if_capture_is_not_supported_all_run_without_graphs(unet: UNet, caplog: pytest.LogCaptureFixture) -> None:
     def refuse(_run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -180,7 +180,7 @@ def test_where_nothing_can_be_captured_all_run_plainly(unet: UNet, caplog: pytes
     ]
 
 
-def test_a_lack_of_memory_while_capturing_is_no_reason_to_stop(unet: UNet) -> None:
+def test_capture_is_tried_again_after_a_lack_of_memory(unet: UNet) -> None:
     def full(_run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -192,7 +192,7 @@ def test_a_lack_of_memory_while_capturing_is_no_reason_to_stop(unet: UNet) -> No
             graphed(latents, timesteps, unet.given(context, rows))
 
 
-def test_a_package_stands_for_the_network_in_its_bucket(unet: UNet) -> None:
+def test_a_package_replaces_the_network_in_its_bucket(unet: UNet) -> None:
     step, called = UNetStep(unet), []
 
     def package(*inputs: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def test_a_package_stands_for_the_network_in_its_bucket(unet: UNet) -> None:
     assert all(shapes == [(1, 4, 8, 8), (1,), (2,)] for shapes in called)
 
 
-def test_packages_graphs_are_captured_before_the_first_job(unet: UNet) -> None:
+def test_a_warm_up_captures_the_graphs_of_packages(unet: UNet) -> None:
     step, capture = UNetStep(unet), Repeats()
     buckets = [Bucket(1, 2, 8, 8, 77), Bucket(2, 2, 8, 8, 77)]
     graphed = GraphedUNet(unet, dict.fromkeys(buckets, step), capture)
@@ -225,7 +225,7 @@ def test_packages_graphs_are_captured_before_the_first_job(unet: UNet) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("pictures", MIXES, ids=str)
-def test_a_cuda_graph_answers_as_the_network_does(unet: UNet, pictures: list[int]) -> None:
+def test_a_cuda_graph_computes_what_the_network_does(unet: UNet, pictures: list[int]) -> None:
     on_gpu = copy.deepcopy(unet).cuda()
     graphed = GraphedUNet(on_gpu, {}, CUDACapture())
     with torch.inference_mode():

@@ -59,7 +59,7 @@ class TestUNet:
         return Context((seed, tokens), normal(1, tokens, model.networks.unet.config.context_dim, seed=seed))
 
     def work(self, model: StableDiffusion, seed: int, contexts: tuple[int, ...], side: int = 8) -> UNetWork:
-        """One image seen with so many prompts."""
+        """The work of one image with these prompts."""
         return UNetWork(
             model.unet_key,
             normal(1, 4, side, side, seed=seed),
@@ -69,7 +69,7 @@ class TestUNet:
         )
 
     def alone(self, model: StableDiffusion, work: UNetWork) -> Tensor:
-        """The network's own answer to each row, one after another."""
+        """The network's output for each row, computed one by one."""
         rows = []
         for image, context in zip(work.image_of_row, work.contexts, strict=True):
             given = model.networks.unet.given(context.states)
@@ -96,7 +96,7 @@ class TestUNet:
             torch.testing.assert_close(answer, self.alone(tiny_model, work), rtol=1e-4, atol=1e-4)
 
     @torch.inference_mode()
-    def test_prompts_that_alternate_at_every_step_are_read_once_each(
+    def test_keys_and_values_of_prompts_that_alternate_at_every_step_are_computed_once_each(
         self, tiny_model: StableDiffusion, kind: UNetKind, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reads = counted(monkeypatch, UNet, "read")
@@ -196,7 +196,7 @@ class TestUNet:
         assert kind.bytes(four) == 8 * kind.bytes(one) > 0
 
     @torch.inference_mode()
-    def test_rows_run_one_by_one_if_memory_does_not_hold_them(
+    def test_rows_run_one_by_one_if_memory_is_short(
         self, tiny_model: StableDiffusion, kind: UNetKind, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         forward = UNet.forward
@@ -209,8 +209,8 @@ class TestUNet:
         works = [self.work(tiny_model, 1, (1, 2)), self.work(tiny_model, 2, (3,))]
         expected = [self.alone(tiny_model, work) for work in works]
         monkeypatch.setattr(UNet, "forward", small)
-        answers, held = Runner(Memory(CPU), [kind]).run(kind, works)
-        assert not held
+        answers, fits = Runner(Memory(CPU), [kind]).run(kind, works)
+        assert not fits
         for answer, rows in zip(answers, expected, strict=True):
             torch.testing.assert_close(answer, rows, rtol=1e-4, atol=1e-4)
 
@@ -324,14 +324,14 @@ class TestText:
         torch.testing.assert_close(cat.states, tiny_model.networks.text_encoder(ids))
 
     @torch.inference_mode()
-    def test_the_layer_to_stop_at_is_part_of_a_context(self, tiny_model: StableDiffusion, kind: TextKind) -> None:
+    def test_a_context_depends_on_the_layer_to_stop_at(self, tiny_model: StableDiffusion, kind: TextKind) -> None:
         work = self.work(tiny_model, "a cat")
         ((last,),), ((before,),) = kind.run([work]), kind.run([replace(work, skip=1)])
         assert last.key != before.key and not torch.equal(last.states, before.states)
         assert kind.key(work) != kind.key(replace(work, skip=1))
 
     @torch.inference_mode()
-    def test_without_memory_prompts_are_encoded_one_by_one(
+    def test_prompts_are_encoded_one_by_one_if_memory_is_short(
         self, tiny_model: StableDiffusion, kind: TextKind, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         forward, rows = CLIPTextEncoder.forward, list[int]()
@@ -344,8 +344,8 @@ class TestText:
 
         monkeypatch.setattr(CLIPTextEncoder, "forward", small)
         works = [self.work(tiny_model, "a cat", "a cow"), self.work(tiny_model, "a dog")]
-        answers, held = Runner(Memory(CPU), [kind]).run(kind, works)
-        assert not held and rows == [3, 2, 1, 1, 1]
+        answers, fits = Runner(Memory(CPU), [kind]).run(kind, works)
+        assert not fits and rows == [3, 2, 1, 1, 1]
         assert [len(contexts) for contexts in answers] == [2, 1]
 
     @torch.inference_mode()
@@ -404,10 +404,10 @@ class TestVAE:
         assert mean.shape == logvar.shape == (1, 4, 3, 5)
 
     @torch.inference_mode()
-    def test_a_large_image_is_done_in_tiles_without_memory(self, tiny_model: StableDiffusion, pool: Pool) -> None:
+    def test_a_large_image_is_done_in_tiles_if_memory_is_short(self, tiny_model: StableDiffusion, pool: Pool) -> None:
         large, small = normal(1, 4, TILE + 1, 8), normal(1, 4, TILE, 8)
         decode, encode = DecodeKind(pool), EncodeKind(pool)
-        assert decode.smallest(DecodeWork(tiny_model.vae_key, small)) is None, "one tile is no less than the whole"
+        assert decode.smallest(DecodeWork(tiny_model.vae_key, small)) is None, "one tile is not smaller than the whole"
         part = decode.smallest(DecodeWork(tiny_model.vae_key, large))
         assert part is not None and part.latents.shape == (1, 4, TILE, 8)
         answer = decode.run_in_parts(DecodeWork(tiny_model.vae_key, large))
@@ -421,7 +421,7 @@ class TestVAE:
 
 @pytest.mark.parametrize("forward", KINDS)
 @pytest.mark.parametrize("side", [16, 24])
-def test_a_forward_holds_no_more_than_is_counted(tiny_model: StableDiffusion, forward: str, side: int) -> None:
+def test_a_forward_takes_at_most_the_counted_memory(tiny_model: StableDiffusion, forward: str, side: int) -> None:
     measured = peak_and_counted(tiny_model, forward, side)
     assert 0.2 * measured["counted_mb"] < measured["peak_mb"] < measured["counted_mb"]
 

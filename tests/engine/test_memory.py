@@ -1,4 +1,4 @@
-"""What is free, and what is refused because it cannot fit."""
+"""How much memory is free, and what is refused because it does not fit."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +17,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine with 1,000 bytes free and a folder for a container's limit, which is not there yet."""
+    """A machine with 1,000 free bytes, and an empty folder for the files of a container's limit."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     return tmp_path
 
 
-def test_free_memory_is_what_the_machine_and_the_container_leave(free: Path) -> None:
+def test_free_memory_is_limited_by_machine_and_container(free: Path) -> None:
     assert free_bytes(CPU) == 1000
     (free / "memory.max").write_text("max\n")
     (free / "memory.current").write_text("500\n")
@@ -36,12 +36,12 @@ def test_free_memory_is_what_the_machine_and_the_container_leave(free: Path) -> 
 
 
 @pytest.mark.usefixtures("free")
-def test_a_forward_may_take_part_of_it() -> None:
+def test_a_forward_may_take_a_part_of_the_free_memory() -> None:
     assert Memory(CPU).usable() == 800
 
 
 @pytest.mark.usefixtures("free")
-def test_weights_still_to_be_packed_take_their_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_for_weights_still_to_be_packed_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     network = torch.nn.Sequential(Linear(10, 15))
     lay_out(network, CPU, torch.float32)
     if not bytes_to_pack(network):
@@ -57,14 +57,14 @@ def test_weights_still_to_be_packed_take_their_part_of_it(monkeypatch: pytest.Mo
     assert waiting.usable() == 800
 
 
-def test_nothing_is_limited_if_free_memory_is_not_known() -> None:
+def test_nothing_is_limited_if_free_memory_is_unknown() -> None:
     unknown = Memory(torch.device("mps"))
     assert free_bytes(unknown.device) is None
     assert unknown.usable() is None
 
 
 @pytest.mark.usefixtures("free")
-def test_a_cpu_refuses_what_it_lacks_and_a_gpu_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_refuses_what_does_not_fit_and_a_gpu_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MIN_CHECKED", 0)
     Memory(CPU).require(1000)
     with pytest.raises(MemoryError, match="are needed"):
@@ -77,7 +77,7 @@ def test_small_forwards_are_not_checked() -> None:
     Memory(CPU).require(memory.MIN_CHECKED)
 
 
-def test_errors_of_memory_are_told_from_others() -> None:
+def test_memory_errors_are_distinguished_from_others() -> None:
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError())
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,10 +11,10 @@ from sd_core.engine.engine import Engine
 from sd_core.engine.pool import Pool
 from sd_core.errors import InvalidRequest, ModelError
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.request import Request
+from tests.support.engine import SMALL_REQUEST
+from tests.support.pictures import levels_apart
 from tests.support.random_weights import TINY, write_checkpoint
 
-REQUEST = Request("a cat", seed=3, width=64, height=64, steps=3, sampler="euler_a", schedule="default")
 SECONDS = 60
 
 
@@ -34,21 +33,21 @@ def both(tiny_model: StableDiffusion, other_model: StableDiffusion) -> Iterator[
     engine.close()
 
 
-def test_two_checkpoints_generate_in_turn_each_what_it_does_alone(
+def test_two_checkpoints_in_turn_generate_what_each_does_alone(
     both: Engine, tiny_model: StableDiffusion, other_model: StableDiffusion
 ) -> None:
     assert list(both.models) == ["tiny", "other"]
-    requests = [replace(REQUEST, model=name, seed=seed) for seed in range(2) for name in (None, "other", "tiny")]
+    requests = [replace(SMALL_REQUEST, model=name, seed=seed) for seed in range(2) for name in (None, "other", "tiny")]
     images = [both.submit(request) for request in requests]
     for request, future in zip(requests, images, strict=True):
         model = other_model if request.model == "other" else tiny_model
         alone = Engine([model], max_batch=4)
         expected = alone.submit(replace(request, model=None)).result(SECONDS).images[0]
         alone.close()
-        assert np.abs(future.result(SECONDS).images[0].astype(int) - expected.astype(int)).max() <= 1
+        assert levels_apart(future.result(SECONDS).images[0], expected) <= 1
     default, other, tiny = (future.result(SECONDS).images[0] for future in images[:3])
-    assert np.abs(default.astype(int) - tiny.astype(int)).max() <= 1
-    assert np.abs(default.astype(int) - other.astype(int)).max() > 20
+    assert levels_apart(default, tiny) <= 1
+    assert levels_apart(default, other) > 20
 
 
 def test_warming_up_prepares_every_model(both: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +60,9 @@ def test_warming_up_prepares_every_model(both: Engine, monkeypatch: pytest.Monke
     assert warmed == [("tiny", 64), ("other", 128)]
 
 
-def test_a_model_that_is_not_there_is_answered_with_those_that_are(both: Engine) -> None:
+def test_an_unknown_model_is_refused_with_the_loaded_ones(both: Engine) -> None:
     with pytest.raises(InvalidRequest, match=r"model 'othr' is not loaded; did you mean 'other'\? Loaded: tiny, other"):
-        both.submit(replace(REQUEST, model="othr"))
+        both.submit(replace(SMALL_REQUEST, model="othr"))
 
 
 def test_networks_of_two_models_share_no_key(tiny_model: StableDiffusion, other_model: StableDiffusion) -> None:
@@ -77,8 +76,8 @@ def test_networks_of_two_models_share_no_key(tiny_model: StableDiffusion, other_
     assert len(pool.networks) == 6
 
 
-def test_two_models_of_one_name_are_refused(tiny_model: StableDiffusion) -> None:
-    with pytest.raises(ModelError, match="two of the checkpoints have one name: tiny"):
+def test_two_models_of_the_same_name_are_refused(tiny_model: StableDiffusion) -> None:
+    with pytest.raises(ModelError, match="two of the checkpoints have the same name: tiny"):
         Pool([tiny_model, tiny_model])
 
 

@@ -1,4 +1,4 @@
-"""What happens when a forward fails: halves, parts, and errors that reach their own work alone."""
+"""What happens if a forward fails: halves, parts, and errors that affect only their own work."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,9 +17,9 @@ def runner_of(kind: DoublingKind, device: torch.device = CPU) -> Runner:
     return Runner(Memory(device), [kind])
 
 
-def failing(if_: Callable[[Sequence[Doubling]], bool], error: Exception) -> Callable[[Sequence[Doubling]], None]:
+def failing(condition: Callable[[Sequence[Doubling]], bool], error: Exception) -> Callable[[Sequence[Doubling]], None]:
     def check(works: Sequence[Doubling]) -> None:
-        if if_(works):
+        if condition(works):
             raise error
 
     return check
@@ -31,7 +31,7 @@ def test_works_share_one_forward() -> None:
     assert kind.forwards == [[1, 2, 3]]
 
 
-def test_equal_works_are_computed_once_and_answered_each() -> None:
+def test_equal_works_are_computed_once_and_each_is_answered() -> None:
     kind = DoublingKind()
     works = [Doubling(1, same="x"), Doubling(5), Doubling(1, same="x"), Doubling(5)]
     assert runner_of(kind).run(kind, works) == ([2, 10, 2, 10], True)
@@ -47,12 +47,12 @@ def test_equal_works_are_computed_once_and_answered_each() -> None:
     ],
     ids=["cuda", "python", "cpu"],
 )
-def test_halves_run_if_memory_does_not_hold_all(error: Exception) -> None:
+def test_halves_run_if_not_all_fit_into_memory(error: Exception) -> None:
     kind = DoublingKind(check=failing(lambda works: len(works) > 1, error))
-    answers, held = runner_of(kind).run(kind, [Doubling(number) for number in range(4)])
-    assert answers == [0, 2, 4, 6] and not held
+    answers, fits = runner_of(kind).run(kind, [Doubling(number) for number in range(4)])
+    assert answers == [0, 2, 4, 6] and not fits
     assert kind.forwards == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3], [2], [3]]
-    assert kind.released == 3, "what is kept for speed is freed before each retry"
+    assert kind.released == 3, "caches are freed before each retry"
 
 
 def test_a_work_that_does_not_fit_runs_in_parts() -> None:
@@ -63,18 +63,18 @@ def test_a_work_that_does_not_fit_runs_in_parts() -> None:
     assert isinstance(answer, MemoryError), "a work without parts fails"
 
 
-def test_a_forward_that_needs_more_than_there_is_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_larger_than_the_free_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 2 * memory.MIN_CHECKED
     monkeypatch.setattr(memory, "free_bytes", lambda _device: 2 * size)
     kind = DoublingKind()
-    answers, held = runner_of(kind).run(kind, [Doubling(number, bytes=size) for number in range(4)])
-    assert answers == [0, 2, 4, 6] and not held and kind.forwards == [[0, 1], [2, 3]]
+    answers, fits = runner_of(kind).run(kind, [Doubling(number, bytes=size) for number in range(4)])
+    assert answers == [0, 2, 4, 6] and not fits and kind.forwards == [[0, 1], [2, 3]]
     assert runner_of(kind).run(kind, [Doubling(7, bytes=4 * size, parts=2)])[0] == [14]
     (answer,), _ = runner_of(kind).run(kind, [Doubling(7, bytes=6 * size, parts=2)])
-    assert isinstance(answer, MemoryError), "nor are parts that memory does not hold"
+    assert isinstance(answer, MemoryError), "parts that do not fit are not tried either"
 
 
-def test_a_lost_gpu_is_told_from_a_forward_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_gpu_is_distinguished_from_a_failed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(_device: torch.device) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -87,20 +87,20 @@ def test_a_lost_gpu_is_told_from_a_forward_that_fails(monkeypatch: pytest.Monkey
 
 def test_only_what_cannot_run_alone_fails() -> None:
     kind = DoublingKind(check=failing(lambda works: any(work.number == 3 for work in works), ZeroDivisionError("3")))
-    answers, held = runner_of(kind).run(kind, [Doubling(number) for number in range(5)])
-    assert held
+    answers, fits = runner_of(kind).run(kind, [Doubling(number) for number in range(5)])
+    assert fits
     assert [type(answer) for answer in answers] == [int, int, int, ZeroDivisionError, int]
     assert kind.released == 0
 
 
-def test_without_memory_at_all_each_work_fails_with_the_error_it_met() -> None:
+def test_without_memory_each_work_fails_with_its_own_error() -> None:
     kind = DoublingKind(check=failing(lambda _works: True, MemoryError("none left")))
-    answers, held = runner_of(kind).run(kind, [Doubling(1), Doubling(2)])
-    assert not held
+    answers, fits = runner_of(kind).run(kind, [Doubling(1), Doubling(2)])
+    assert not fits
     assert all(isinstance(answer, MemoryError) and is_out_of_memory(answer) for answer in answers)
 
 
-def test_warming_up_stops_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_up_that_does_not_fit_frees_memory_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = DoublingKind()
     runner_of(kind).warm_up()
     assert kind.warmed_up == 1

@@ -1,4 +1,4 @@
-"""What pictures may ask of the engine: new kinds of work, and work for the host."""
+"""What images may ask of the engine: new kinds of work, and work for the host."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -54,15 +54,15 @@ def doubled(*numbers: float) -> Picture:
     return image_of(total)
 
 
-def test_a_new_kind_of_work_needs_no_more_than_its_registration(engine: Engine, doubling: DoublingKind) -> None:
+def test_a_new_kind_of_work_only_needs_registration(engine: Engine, doubling: DoublingKind) -> None:
     result = run(engine, doubled(1, 2, 3), doubled(10))
     assert [int(image[0, 0, 0]) for image in result.images] == [12, 20]
-    assert doubling.forwards == [[1, 10], [2], [3]], "pictures share its forwards"
+    assert doubling.forwards == [[1, 10], [2], [3]], "images share its forwards"
     assert doubling.warmed_up == 1
     assert result.timings_ms["denoise"] > 0, "its time is counted in its phase"
 
 
-def test_its_forwards_are_halved_without_memory(engine: Engine, doubling: DoublingKind) -> None:
+def test_its_forwards_are_halved_if_memory_is_short(engine: Engine, doubling: DoublingKind) -> None:
     def check(works: Sequence[Doubling]) -> None:
         if len(works) > 1:
             raise MemoryError
@@ -72,7 +72,7 @@ def test_its_forwards_are_halved_without_memory(engine: Engine, doubling: Doubli
     assert doubling.forwards == [[1, 10], [1], [10]]
 
 
-def test_pictures_that_run_on_the_host_hold_up_no_neighbour(engine: Engine) -> None:
+def test_a_host_task_does_not_delay_other_images(engine: Engine) -> None:
     go_on, threads = threading.Event(), list[str]()
 
     def on_the_host() -> int:
@@ -92,7 +92,7 @@ def test_pictures_that_run_on_the_host_hold_up_no_neighbour(engine: Engine) -> N
     assert threads != ["engine"]
 
 
-def test_a_host_task_that_fails_fails_its_job_alone(engine: Engine) -> None:
+def test_a_failed_host_task_fails_only_its_own_job(engine: Engine) -> None:
     def fail() -> None:
         raise ZeroDivisionError("on the host")
 
@@ -111,7 +111,7 @@ def test_a_host_task_that_fails_fails_its_job_alone(engine: Engine) -> None:
     assert engine.submit(REQUEST).result(SECONDS).images
 
 
-def test_the_last_host_task_may_answer_in_another_size(engine: Engine) -> None:
+def test_the_last_host_task_may_return_another_size(engine: Engine) -> None:
     def picture() -> Picture:
         yield Doubling(1)
         return image_of(7, (40, 24, 3))
@@ -119,7 +119,7 @@ def test_the_last_host_task_may_answer_in_another_size(engine: Engine) -> None:
     assert [image.shape for image in run(engine, picture(), doubled(1)).images] == [(40, 24, 3), (8, 8, 3)]
 
 
-def test_cancelling_ends_a_picture_that_is_on_the_host(engine: Engine) -> None:
+def test_cancelling_ends_an_image_whose_host_task_is_running(engine: Engine) -> None:
     begun, go_on, resumed = threading.Event(), threading.Event(), list[int]()
 
     def picture() -> Picture:
@@ -135,7 +135,7 @@ def test_cancelling_ends_a_picture_that_is_on_the_host(engine: Engine) -> None:
     assert resumed == []
 
 
-def test_closing_waits_for_the_host(tiny_model: StableDiffusion) -> None:
+def test_closing_waits_for_host_tasks(tiny_model: StableDiffusion) -> None:
     def picture() -> Picture:
         yield HostTask(lambda: threading.Event().wait(0.05))
         return image_of(3)
@@ -146,7 +146,7 @@ def test_closing_waits_for_the_host(tiny_model: StableDiffusion) -> None:
     assert int(future.result(0).images[0][0, 0, 0]) == 3
 
 
-def test_preparing_a_job_may_fail(engine: Engine) -> None:
+def test_an_error_in_preparing_a_job_fails_it(engine: Engine) -> None:
     def prepare() -> Prepared:
         raise LookupError("no such thing")
 
@@ -159,7 +159,7 @@ def nothing() -> Generator[Any, Any, HostTask]:
     yield
 
 
-def test_a_picture_may_ask_for_nothing(engine: Engine) -> None:
+def test_an_image_may_ask_for_nothing(engine: Engine) -> None:
     make: Callable[[], Picture] = nothing
     assert int(run(engine, make()).images[0][0, 0, 0]) == 5
 

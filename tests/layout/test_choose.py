@@ -1,4 +1,4 @@
-"""Which variants are chosen, and that whole networks stay what they are."""
+"""Which variants are chosen, and that whole networks compute the same with them."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ needs_onednn = pytest.mark.skipif(not onednn.packs(torch.float32), reason="no on
 
 
 def answers(text_encoder: CLIPTextEncoder, unet: UNet, vae: VAE) -> list[Tensor]:
-    """What every layer of the three networks takes part in."""
+    """Outputs of the three networks to which every layer contributes."""
     torch.manual_seed(0)
     latents, timesteps = torch.randn(2, 4, 9, 8), torch.tensor([999.0, 3.5])
     context = text_encoder(torch.arange(77)[None]).expand(2, -1, -1)
@@ -38,7 +38,7 @@ def answers(text_encoder: CLIPTextEncoder, unet: UNet, vae: VAE) -> list[Tensor]
     ]
 
 
-def test_a_layout_changes_results_by_rounding_only(networks: Networks) -> None:
+def test_a_layout_changes_results_only_by_rounding(networks: Networks) -> None:
     before = answers(*networks)
     for network in networks:
         lay_out(network, CPU, torch.float32)
@@ -65,7 +65,7 @@ def test_a_forward_changes_no_parameter(networks: Networks, monkeypatch: pytest.
             assert torch.equal(state[name], tensor) and state[name].stride() == tensor.stride()
 
 
-def test_after_forwards_the_state_is_still_that_of_the_file(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_after_forwards_the_state_is_that_of_the_file(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("stored") / "tiny.safetensors"
     write_checkpoint(path, TINY, torch.float16)
     networks = load_networks(path, CPU, torch.float32, packed=True)
@@ -108,7 +108,7 @@ def layers() -> nn.Sequential:
     ],
     ids=["packed", "packed narrow", "plain", "widening"],
 )
-def test_a_cpu_brings_its_variants(
+def test_the_variants_depend_on_cpu_and_dtype(
     monkeypatch: pytest.MonkeyPatch, packs: bool, dtype: torch.dtype, kinds: tuple[type, ...]
 ) -> None:
     monkeypatch.setattr(onednn, "packs", lambda _dtype: packs)
@@ -125,14 +125,14 @@ def test_a_cpu_brings_its_variants(
     assert all(again is layer for again, layer in zip(network, first, strict=True))
 
 
-def test_another_device_keeps_the_plain_layers() -> None:
+def test_other_devices_keep_the_plain_layers() -> None:
     network = layers()
     first = list(network)
     assert lay_out(network, torch.device("cuda"), torch.float16) == frozenset()
     assert all(again is layer for again, layer in zip(network, first, strict=True))
 
 
-def test_a_layer_keeps_its_mode_and_what_needs_gradients() -> None:
+def test_a_layer_keeps_its_mode_and_requires_grad() -> None:
     network = nn.Sequential(Linear(4, 4), Conv2d(4, 4, 3)).requires_grad_(False).eval()
     lay_out(network, CPU, torch.float32)
     assert not any(module.training for module in network.modules())
@@ -152,7 +152,9 @@ def test_weights_still_to_be_packed_are_counted_in_the_compute_dtype() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: Linear(8, 8), lambda: GatedLinear(8, 8)], ids=["linear", "gated"])
-def test_layers_that_widen_wait_for_nothing(monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module]) -> None:
+def test_layers_that_widen_take_no_memory_at_first_use(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module]
+) -> None:
     monkeypatch.setattr(onednn, "packs", lambda _dtype: False)
     network = nn.Sequential(make())
     lay_out(network, CPU, torch.float16)

@@ -17,8 +17,7 @@ from tests.support.onednn_log import mark, mark_end, sections
 WIDTHS = (64, 96, 192, 224)
 SIDES = (1, 2, 5, 8, 16, 32)
 BATCHES = (1, 2, 16)
-MAX_PIXELS = 2048
-"""Of a batch: larger ones take long and bring no other layouts."""
+MAX_PIXELS = 2048  # of a batch; larger ones take long and lead to no other layouts
 
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if onednn.packs(dtype)]
 CONTROL = "a weight that is not packed"

@@ -22,19 +22,19 @@ TOKENS: dict[str, Callable[[], Layer]] = {
     "linear without bias": lambda: Linear(6, 4, bias=False),
     "gated": lambda: GatedLinear(6, 5),
 }
-PICTURES: dict[str, Callable[[], Layer]] = {
+IMAGES: dict[str, Callable[[], Layer]] = {
     "3x3": lambda: Conv2d(6, 8, 3, padding=1),
     "strided": lambda: Conv2d(6, 8, 3, padding=1, stride=2),
     "unpadded": lambda: Conv2d(6, 8, 3, stride=2, bias=False),
     "1x1": lambda: Conv2d(6, 8, 1),
     "winograd": lambda: Conv2d(WIDE, WIDE, 3, padding=1),
 }
-LAYERS = TOKENS | PICTURES
+LAYERS = TOKENS | IMAGES
 
 
 @pytest.fixture(params=["packed", "plain"])
 def _processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This processor with oneDNN's packed products, and without."""
+    """This processor, with oneDNN's packed products and without them."""
     if request.param == "plain":
         monkeypatch.setattr(onednn, "packs", lambda _dtype: False)
     elif not onednn.packs(torch.float32):
@@ -73,7 +73,7 @@ def test_a_variant_computes_the_same_at_every_size(name: str) -> None:
 
 @pytest.mark.usefixtures("_processor")
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "gated"])
-def test_a_variant_adds(name: str) -> None:
+def test_a_variant_adds_its_second_argument(name: str) -> None:
     plain, variant = pair(name)
     x = source(plain)
     add = torch.randn_like(plain(x))
@@ -108,9 +108,9 @@ def test_an_adapter_equals_the_merged_weight(name: str) -> None:
 
 
 @pytest.mark.usefixtures("_processor")
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("size", [(1, 5, 8), (2, 8, 5), (1, 1, 3), (1, 12, 12)])
-def test_circular_padding_is_a_convolution_of_the_continued_picture(name: str, size: tuple[int, int, int]) -> None:
+def test_circular_padding_equals_a_convolution_of_the_continued_image(name: str, size: tuple[int, int, int]) -> None:
     plain, variant = pair(name)
     if name == "unpadded" and min(size[1:]) < 3:
         pytest.skip("no room for the kernel")
@@ -144,7 +144,7 @@ def test_a_weight_stored_in_another_dtype_is_used_as_if_cast_before(name: str, s
 
 @pytest.mark.usefixtures("_processor")
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_that_is_given_another_weight_computes_with_it(name: str) -> None:
+def test_a_layer_computes_with_a_new_weight(name: str) -> None:
     plain, variant = pair(name)
     x = source(plain)
     variant(x)
@@ -156,7 +156,7 @@ def test_a_layer_that_is_given_another_weight_computes_with_it(name: str) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", LAYERS)
-def test_where_a_narrow_dtype_cannot_be_packed_weights_are_widened_in_use(
+def test_if_a_narrow_dtype_cannot_be_packed_weights_are_widened_in_use(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(onednn, "packs", lambda _dtype: False)
@@ -170,7 +170,7 @@ def test_where_a_narrow_dtype_cannot_be_packed_weights_are_widened_in_use(
 
 
 @pytest.mark.skipif(not onednn.packs(torch.float32), reason="no oneDNN for this processor")
-def test_a_kernel_is_packed_once_for_each_layout_and_no_more() -> None:
+def test_a_kernel_is_packed_once_for_each_layout() -> None:
     plain, variant = pair("3x3")
     for size in [(batch, side, side) for batch in (1, 2, 16) for side in (1, 2, 8, 16, 40)] * 2:
         variant(source(plain, size))

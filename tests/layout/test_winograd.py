@@ -19,7 +19,7 @@ def relative_error(answer: Tensor, exact: Tensor) -> float:
 @needs_onednn
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_it_is_the_convolution_of_every_size(size: tuple[int, int, int], bias: bool) -> None:
+def test_winograd_equals_the_convolution_at_every_size(size: tuple[int, int, int], bias: bool) -> None:
     batch, height, width = size
     x = torch.randn(batch, 6, height, width)
     layer = Conv2d(6, 10, 3, padding=1, bias=bias)
@@ -30,7 +30,7 @@ def test_it_is_the_convolution_of_every_size(size: tuple[int, int, int], bias: b
 
 
 @needs_onednn
-def test_what_is_added_may_be_a_picture_or_a_vector_each() -> None:
+def test_an_image_or_a_vector_is_added() -> None:
     layer, x = Conv2d(6, 10, 3, padding=1), torch.randn(2, 6, 5, 8)
     matrices = winograd.packed(layer.weight, torch.float32)
     plain = winograd.convolution(x, matrices, layer.bias, layer.padding)
@@ -39,11 +39,11 @@ def test_what_is_added_may_be_a_picture_or_a_vector_each() -> None:
 
 
 @needs_onednn
-def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Conv2d(6, 10, 3, padding=1), torch.randn(5, 6, 14, 10)
     matrices = winograd.packed(layer.weight, torch.float32)
     whole = winograd.convolution(x, matrices, layer.bias, layer.padding)
-    for tiles in (1, 5, 12, 80):  # one tile, one row, two rows and a bit, two pictures and a bit
+    for tiles in (1, 5, 12, 80):  # one tile, one row, more than two rows, more than two images
         monkeypatch.setattr(winograd, "TILES", tiles)
         torch.testing.assert_close(
             winograd.convolution(x, matrices, layer.bias, layer.padding), whole, rtol=1e-5, atol=1e-6
@@ -51,7 +51,7 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_onednn
-def test_a_wide_layer_computes_so_and_is_no_less_exact() -> None:
+def test_a_wide_layer_is_as_exact_as_a_plain_one() -> None:
     wide = winograd.MIN_CHANNELS
     layer, x = Conv2d(wide, wide, 3, padding=1), torch.randn(2, wide, 12, 12)
     exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
@@ -62,7 +62,7 @@ def test_a_wide_layer_computes_so_and_is_no_less_exact() -> None:
 
 
 @pytest.mark.skipif(not onednn.packs(torch.bfloat16), reason="no bfloat16 products on this processor")
-def test_in_bfloat16_it_rounds_a_little_more() -> None:
+def test_bfloat16_rounds_only_a_little_more() -> None:
     layer, x = Conv2d(256, 256, 3, padding=1).bfloat16(), torch.randn(1, 256, 8, 8).bfloat16()
     exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
     assert relative_error(WinogradConv2d.of(layer, torch.bfloat16)(x), exact) < 0.01  # 0.0023 is one rounding
@@ -81,6 +81,6 @@ def test_in_bfloat16_it_rounds_a_little_more() -> None:
     ],
     ids=["1x1", "stride", "unpadded", "dilated", "grouped", "narrow in", "narrow out"],
 )
-def test_other_layers_do_not(layer: Conv2d) -> None:
+def test_other_layers_are_not_suited(layer: Conv2d) -> None:
     assert not winograd.suits(layer)
     assert winograd.suits(Conv2d(256, 256, 3, padding=1))

@@ -20,20 +20,20 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> Tensor
 
 
 @pytest.mark.parametrize(("heads", "keys", "causal"), [(1, 7, False), (4, 7, False), (2, 3, False), (2, 7, True)])
-def test_attention(heads: int, keys: int, causal: bool) -> None:
+def test_attention_equals_the_formula(heads: int, keys: int, causal: bool) -> None:
     q, k, v = torch.randn(2, 7, 8), torch.randn(2, keys, 8), torch.randn(2, keys, 8)
     torch.testing.assert_close(attention(q, k, v, heads, causal), by_hand(q, k, v, heads, causal))
 
 
 @pytest.mark.parametrize("keys", [5, 32, 33])
 @pytest.mark.parametrize("at_once", [1, 100, 500, 100_000], ids=lambda count: f"{count} scores at once")
-def test_sliced_attention_is_the_same(monkeypatch: pytest.MonkeyPatch, at_once: int, keys: int) -> None:
+def test_sliced_attention_equals_the_formula(monkeypatch: pytest.MonkeyPatch, at_once: int, keys: int) -> None:
     monkeypatch.setattr(module, "SCORES_AT_ONCE", at_once)
     q, k, v = torch.randn(2, 7, 24), torch.randn(2, keys, 24), torch.randn(2, keys, 24)
     torch.testing.assert_close(sliced_attention(q, k, v, 3), by_hand(q, k, v, 3, causal=False))
 
 
-def test_bfloat16_is_sliced_on_a_cpu_and_learns_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_sliced_on_a_cpu_unless_gradients_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_SCORES", 1)
     q, k, v = (torch.randn(2, 7, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     learning = attention(q, k, v, 2)

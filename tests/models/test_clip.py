@@ -14,7 +14,7 @@ def test_a_token_changes_its_own_and_later_states_only(text_encoder: CLIPTextEnc
     assert differs[40:].min() > 1e-3
 
 
-def test_one_token_at_two_places_has_two_states(text_encoder: CLIPTextEncoder) -> None:
+def test_a_token_has_different_states_at_different_places(text_encoder: CLIPTextEncoder) -> None:
     states = text_encoder(torch.full((1, 2), 7))
     assert (states[0, 0] - states[0, 1]).abs().max() > 1e-2
 
@@ -25,7 +25,7 @@ def test_states_have_the_dtype_of_the_weights(text_encoder: CLIPTextEncoder) -> 
     assert states.shape == (1, 77, text_encoder.config.width)
 
 
-def test_vectors_are_taken_as_the_ids_that_they_stand_for(text_encoder: CLIPTextEncoder) -> None:
+def test_token_vectors_give_the_same_as_their_ids(text_encoder: CLIPTextEncoder) -> None:
     ids = torch.arange(2 * 77).reshape(2, 77) % text_encoder.config.vocab_size
     vectors = text_encoder.text_model.embeddings.token_embedding(ids)
     torch.testing.assert_close(text_encoder(vectors), text_encoder(ids))

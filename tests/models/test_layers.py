@@ -63,7 +63,7 @@ def test_an_adapter_of_a_convolution_gets_its_input_without_padding() -> None:
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, (1, 2)), (1, 0)])
-def test_circular_padding_continues_the_picture_on_the_other_side(stride: int, padding: int | tuple[int, int]) -> None:
+def test_circular_padding_continues_the_image_on_the_other_side(stride: int, padding: int | tuple[int, int]) -> None:
     layer, x = named(Conv2d(3, 2, 3, stride=stride, padding=padding)), torch.randn(2, 3, 6, 4)
     rows, columns = pads(layer)
     around = F.pad(x, (columns, columns, rows, rows), mode="circular")
@@ -86,7 +86,7 @@ def test_padding_by_a_word_is_refused() -> None:
     ],
     ids=["linear", "3x3", "1x1"],
 )
-def test_layers_add(layer: Linear | Conv2d, x: Tensor) -> None:
+def test_a_layer_adds_its_second_argument(layer: Linear | Conv2d, x: Tensor) -> None:
     add = torch.randn_like(layer(x))
     torch.testing.assert_close(layer(x, add), layer(x) + add)
 

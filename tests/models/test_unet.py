@@ -18,13 +18,13 @@ def predict(unet: UNet, latents: Tensor, timesteps: Tensor, states: Tensor, rows
 
 @pytest.mark.parametrize("height", [8, 9, 15])
 @pytest.mark.parametrize("width", [1, 12, 17])
-def test_any_size_comes_back(unet: UNet, height: int, width: int) -> None:
+def test_the_output_has_the_size_of_the_input(unet: UNet, height: int, width: int) -> None:
     output = predict(unet, torch.randn(1, 4, height, width), torch.tensor([500.0]), torch.randn(1, 77, CONTEXT))
     assert output.shape == (1, 4, height, width)
     assert output.isfinite().all()
 
 
-def test_rows_know_nothing_of_each_other(unet: UNet) -> None:
+def test_rows_do_not_affect_each_other(unet: UNet) -> None:
     """A row alone equals the same row beside others that are at other timesteps with other prompts."""
     latents, states = torch.randn(3, 4, 8, 8), torch.randn(3, 77, CONTEXT)
     timesteps = torch.tensor([999.0, 421.37, 0.0])
@@ -46,7 +46,7 @@ def test_the_output_depends_on_every_argument(unet: UNet, argument: str) -> None
 
 
 def test_half_precision_weights_keep_float32_latents_and_timesteps(unet: UNet) -> None:
-    """In bfloat16, timesteps 998 and 1000 would be one number and 999 none."""
+    """In bfloat16, 999 would be rounded to 1000."""
     unet.to(torch.bfloat16)
     latents, states = torch.randn(1, 4, 8, 8), torch.randn(1, 77, CONTEXT)
     near, far = (predict(unet, latents, torch.tensor([timestep]), states) for timestep in (999.0, 1000.0))
@@ -70,16 +70,16 @@ def test_arguments_are_not_changed(unet: UNet) -> None:
 
 @pytest.mark.parametrize("rows", [[0, 0, 1, 2, 2], [2, 0, 1], [1, 1, 1], [0]], ids=str)
 def test_rows_of_one_input_share_what_comes_before_their_prompts(unet: UNet, rows: list[int]) -> None:
-    """Whatever their order and number, also as many rows as inputs in another order; beside the rows written out."""
+    """Whatever the order and number of rows; compared with one input per row."""
     image_of_row = torch.tensor(rows)
     latents, states = torch.randn(3, 4, 9, 7), torch.randn(len(rows), 77, CONTEXT)
     timesteps = torch.tensor([999.0, 421.37, 3.0])
     shared = predict(unet, latents, timesteps, states, image_of_row)
-    written_out = predict(unet, latents[image_of_row], timesteps[image_of_row], states)
-    torch.testing.assert_close(shared, written_out, rtol=1e-4, atol=1e-4)
+    repeated = predict(unet, latents[image_of_row], timesteps[image_of_row], states)
+    torch.testing.assert_close(shared, repeated, rtol=1e-4, atol=1e-4)
 
 
-def test_what_was_read_of_prompts_serves_every_step(unet: UNet) -> None:
+def test_keys_and_values_of_prompts_serve_every_step(unet: UNet) -> None:
     states = torch.randn(2, 77, CONTEXT)
     given = unet.given(states)
     for timestep in (900.0, 20.0):
@@ -88,7 +88,7 @@ def test_what_was_read_of_prompts_serves_every_step(unet: UNet) -> None:
 
 
 def test_each_attention_finds_its_keys_and_values_by_its_name(unet: UNet) -> None:
-    """In whatever order they are given, and each its own: exchanging those of two layers changes the output."""
+    """Their order does not matter, but exchanging those of two layers changes the output."""
     latents, timesteps, states = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, CONTEXT)
     given = unet.given(states)
     names = list(given.keys_values)

@@ -12,7 +12,7 @@ def test_a_latent_covers_eight_pixels(vae: VAE, height: int, width: int) -> None
     assert vae.decode(mean).shape == (2, 3, height, width)
 
 
-def test_a_sample_is_drawn_from_the_posterior_with_the_given_noise(vae: VAE) -> None:
+def test_a_sample_is_the_posteriors_with_the_given_noise(vae: VAE) -> None:
     pixels, noise = torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 4, 8, 8)
     mean, logvar = vae.moments(pixels)
     expected = (mean + (logvar / 2).exp() * noise) * 0.18215
@@ -37,14 +37,14 @@ def test_results_are_float32_whatever_the_weights_are(vae: VAE) -> None:
     assert 0 < (pixels - full).std() < 0.1 * full.std()
 
 
-def test_pictures_know_nothing_of_each_other(vae: VAE) -> None:
+def test_images_do_not_affect_each_other(vae: VAE) -> None:
     latents = torch.randn(3, 4, 8, 8)
     together = vae.decode(latents)
     for row in range(3):
         torch.testing.assert_close(together[row : row + 1], vae.decode(latents[row : row + 1]), rtol=1e-4, atol=1e-4)
 
 
-def test_one_tile_is_the_whole(vae: VAE) -> None:
+def test_a_single_tile_equals_the_whole(vae: VAE) -> None:
     latents, pixels = torch.randn(1, 4, 6, 9), torch.rand(1, 3, 48, 72) * 2 - 1
     torch.testing.assert_close(vae.decode_tiled(latents), vae.decode(latents))
     for tiled, whole in zip(vae.moments_tiled(pixels), vae.moments(pixels), strict=True):

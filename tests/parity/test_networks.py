@@ -1,7 +1,7 @@
 """The three networks beside transformers' and diffusers' on the same random weights, float32 on the CPU.
 
 Differences are relative: the largest absolute one over the reference's largest absolute value. The weights are scaled
-so that the mistakes worth finding are larger than the tolerances (`tests.support.random_weights`); `MISTAKES` shows it.
+so that relevant mistakes exceed the tolerances (`tests.support.random_weights`), as those in `MISTAKES` do.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from sd_core.formats.detect import Architecture
+from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from sd_core.formats.load import Networks, load_networks
 from sd_core.layout.choose import lay_out
 from sd_core.models.clip import MLP
@@ -44,9 +45,9 @@ def load_pair(directory: Path, architecture: Architecture, packed: bool) -> Pair
     weights = {
         prefix + name: tensor.clone() if packed else tensor
         for prefix, network in (
-            ("cond_stage_model.transformer.", ours.text_encoder),
-            ("model.diffusion_model.", ours.unet),
-            ("first_stage_model.", ours.vae),
+            (TEXT_PREFIX, ours.text_encoder),
+            (UNET_PREFIX, ours.unet),
+            (VAE_PREFIX, ours.vae),
         )
         for name, tensor in network.state_dict().items()
     }
@@ -69,7 +70,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Pair:
-    """A pair of its own for a test that spoils it."""
+    """A new pair for a test that breaks it."""
     return load_pair(tmp_path, TINY, packed=False)
 
 
@@ -118,27 +119,27 @@ def decode_difference(pair: Pair, height: int, width: int) -> float:
 
 
 @pytest.mark.parametrize("length", [77, 5, 1])
-def test_text_encoder(tiny: Pair, length: int) -> None:
+def test_the_text_encoder_equals_transformers(tiny: Pair, length: int) -> None:
     assert text_difference(tiny, length) <= TEXT_TOLERANCE
 
 
-# 8x8 is the smallest picture that can be asked for, and 17x9 one of 136x72 pixels: its halves are rounded up.
+# 8x8 is the smallest image that a job can ask for; 17x9 is one of 136x72 pixels, whose halves are rounded up.
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (17, 9), (9, 64)])
-def test_unet(tiny: Pair, height: int, width: int) -> None:
+def test_the_unet_equals_diffusers(tiny: Pair, height: int, width: int) -> None:
     assert unet_difference(tiny, height, width, (981.0, 1.0)) <= TOLERANCE
 
 
-def test_unet_rows_at_different_fractional_timesteps(tiny: Pair) -> None:
+def test_the_unet_equals_diffusers_at_different_fractional_timesteps(tiny: Pair) -> None:
     assert unet_difference(tiny, 8, 8, (999.0, 0.0, 421.37, 0.0292)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (136, 72), (8, 24)])
-def test_vae_encoder(tiny: Pair, height: int, width: int) -> None:
+def test_the_vae_encoder_equals_diffusers(tiny: Pair, height: int, width: int) -> None:
     assert max(encode_differences(tiny, height, width)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (17, 9), (1, 24)])
-def test_vae_decoder(tiny: Pair, height: int, width: int) -> None:
+def test_the_vae_decoder_equals_diffusers(tiny: Pair, height: int, width: int) -> None:
     assert decode_difference(tiny, height, width) <= TOLERANCE
 
 
@@ -149,7 +150,7 @@ def _set_eps(module: nn.Module, kind: type[nn.GroupNorm | nn.LayerNorm], wrong: 
 
 
 def vae_eps(pair: Pair) -> float:
-    """GroupNorm's default eps in place of the VAE's."""
+    """GroupNorm's default eps instead of the VAE's."""
     _set_eps(pair.ours.vae, nn.GroupNorm, {1e-6: 1e-5})
     return min(decode_difference(pair, 8, 8), *encode_differences(pair, 64, 64))
 
@@ -171,7 +172,7 @@ def text_eps(pair: Pair) -> float:
 
 
 def exact_gelu(pair: Pair) -> float:
-    """The text encoder's GELU as newer CLIPs have it."""
+    """The exact GELU, which newer CLIPs have."""
     for mlp in pair.ours.text_encoder.modules():
         if isinstance(mlp, MLP):
             mlp.forward = lambda x, add, _given, mlp=mlp: mlp.fc2(F.gelu(mlp.fc1(x)), add)  # type: ignore[assignment, misc]
@@ -179,7 +180,7 @@ def exact_gelu(pair: Pair) -> float:
 
 
 def shifted_timesteps(pair: Pair) -> float:
-    """Timesteps that are rounded on the way, or one beside the right one."""
+    """Timesteps that are rounded."""
     unet = pair.ours.unet
     forward = unet.forward
     unet.forward = lambda x, timesteps, given: forward(x, timesteps.round(), given)  # type: ignore[method-assign]
@@ -214,15 +215,15 @@ MISTAKES: tuple[tuple[Callable[[Pair], float], float], ...] = (
 
 
 @pytest.mark.parametrize(("mistake", "tolerance"), MISTAKES, ids=[mistake.__name__ for mistake, _ in MISTAKES])
-def test_tolerances_catch_the_mistake(broken: Pair, mistake: Callable[[Pair], float], tolerance: float) -> None:
+def test_the_tolerances_catch_a_mistake(broken: Pair, mistake: Callable[[Pair], float], tolerance: float) -> None:
     assert mistake(broken) > 10 * tolerance
 
 
-def test_the_checkpoint_the_tests_run_on_is_the_same_every_time() -> None:
-    name = "first_stage_model.quant_conv.weight"
-    first, again = (random_state_dict(TINY, prefix="first_stage_model.")[name] for _ in range(2))
+def test_random_checkpoints_are_reproducible() -> None:
+    name = f"{VAE_PREFIX}quant_conv.weight"
+    first, again = (random_state_dict(TINY, prefix=VAE_PREFIX)[name] for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, random_state_dict(TINY, prefix="first_stage_model.", seed=1)[name])
+    assert not torch.equal(first, random_state_dict(TINY, prefix=VAE_PREFIX, seed=1)[name])
 
 
 @pytest.fixture(scope="module")
@@ -231,8 +232,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.mark.full_size
-def test_full_size(full: Pair) -> None:
-    """v1.5's own architecture, on pictures small enough for two cores."""
+def test_full_size_networks_equal_the_references(full: Pair) -> None:
+    """v1.5's own architecture, on images small enough for two cores."""
     assert text_difference(full) <= TEXT_TOLERANCE
     assert unet_difference(full, 17, 9, (981.0, 421.37)) <= TOLERANCE
     assert max(encode_differences(full, 72, 136)) <= TOLERANCE

@@ -1,6 +1,6 @@
-"""Whole pictures beside diffusers' pipelines, on the same random weights and noise, float32 on the CPU.
+"""Whole images beside diffusers' pipelines, on the same random weights and noise, float32 on the CPU.
 
-diffusers is configured as `reference_schedulers` says, and handed the noise that the seed draws.
+diffusers is configured by `reference_schedulers` and given the noise that our seed draws.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ EVERY_SAMPLER = [
 ]
 # diffusers' image-to-image corrects a step of PNDM that it has not done, and does not cut the steps of the other two.
 WITH_IMAGES = [(name, schedule) for name, schedule in EVERY_SAMPLER if name not in ("plms", "lcm", "tcd")]
-LEAST_PSNR = 70.0
+MIN_PSNR = 70.0
 
 
 class Side:
@@ -72,7 +72,7 @@ class Side:
         if request.image is None:
             shape = (1, 4, request.height // 8, request.width // 8)
             noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-            # The pipeline multiplies by its scheduler's init_noise_sigma; k-diffusion begins at noise x sigma_max.
+            # The pipeline multiplies by its scheduler's init_noise_sigma; k-diffusion starts from noise x sigma_max.
             solver = SOLVERS[request.sampler]
             sigma = solver.grid(request.schedule, v1_schedule(), request.steps)[0]
             start = as_reference(request.sampler, solver.noised(None, noise, sigma), sigma)
@@ -84,12 +84,12 @@ class Side:
             return [np.asarray(picture) for picture in pipe(**arguments).images]
 
 
-def assert_equal_pictures(side: Side, request: Request) -> None:
+def assert_equal_images(side: Side, request: Request) -> None:
     ours, theirs = side.ours(request), side.theirs(request)
     assert len(ours) == len(theirs) == request.num_images
-    assert ours[0].std() > 8, "a flat picture would hide mistakes"
+    assert ours[0].std() > 8, "a flat image would hide mistakes"
     for mine, reference in zip(ours, theirs, strict=True):
-        assert psnr(mine, reference) >= LEAST_PSNR
+        assert psnr(mine, reference) >= MIN_PSNR
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_text_to_image(tiny: Side, solver: str, schedule: str) -> None:
     request = Request(
         "a cat", seed=3, width=64, height=64, negative_prompt="blurred", steps=4, sampler=solver, schedule=schedule
     )
-    assert_equal_pictures(tiny, request)
+    assert_equal_images(tiny, request)
 
 
 @pytest.mark.parametrize(("solver", "schedule"), WITH_IMAGES)
@@ -113,38 +113,38 @@ def test_image_to_image(tiny: Side, solver: str, schedule: str) -> None:
     request = Request(
         "a cat", seed=4, width=64, height=64, steps=5, sampler=solver, schedule=schedule, image=image, strength=0.65
     )
-    assert_equal_pictures(tiny, request)
+    assert_equal_images(tiny, request)
 
 
 @pytest.mark.parametrize("sampler", ["euler_a", "ddim"])
-def test_several_pictures_of_an_odd_size(tiny: Side, sampler: str) -> None:
+def test_several_images_of_an_odd_size(tiny: Side, sampler: str) -> None:
     request = Request("a cat", seed=5, width=136, height=72, steps=3, num_images=3, sampler=sampler, schedule="default")
-    assert_equal_pictures(tiny, request)
+    assert_equal_images(tiny, request)
 
 
-def test_several_pictures_from_one_of_an_odd_size(tiny: Side) -> None:
+def test_several_images_from_an_image_of_an_odd_size(tiny: Side) -> None:
     image = np.random.default_rng(1).integers(0, 256, (136, 72, 3), dtype=np.uint8)
     request = Request("a cat", seed=6, width=72, height=136, steps=4, num_images=2, sampler="ddpm", schedule="default")
-    assert_equal_pictures(tiny, replace(request, image=image, strength=1.0))
+    assert_equal_images(tiny, replace(request, image=image, strength=1.0))
 
 
 def test_without_guidance(tiny: Side) -> None:
     request = Request("a cat", seed=7, width=64, height=64, steps=3, scale=1.0, sampler="heun", schedule="default")
-    assert_equal_pictures(tiny, request)
+    assert_equal_images(tiny, request)
 
 
 def test_a_prompt_longer_than_the_encoder(tiny: Side) -> None:
     request = Request("many words " * 40, seed=8, width=64, height=64, steps=2, sampler="euler", schedule="default")
     request = replace(request, prompt_syntax="plain")
-    assert_equal_pictures(tiny, request)
+    assert_equal_images(tiny, request)
     warnings = tiny.engine.submit(request).result().warnings
     assert len(warnings) == 1
     assert "prompt is longer than 75 tokens" in warnings[0]
 
 
 @pytest.mark.full_size
-def test_full_size(tmp_path: Path) -> None:
-    """v1.5's own architecture and tokenizer, on a picture small enough for two cores."""
+def test_full_size_images_equal_diffusers(tmp_path: Path) -> None:
+    """v1.5's own architecture and tokenizer, on an image small enough for two cores."""
     side = Side(tmp_path, FULL, clip_merges())
     request = Request(
         "a lighthouse at dusk",
@@ -157,6 +157,6 @@ def test_full_size(tmp_path: Path) -> None:
         schedule="karras",
     )
     image = np.random.default_rng(2).integers(0, 256, (64, 72, 3), dtype=np.uint8)
-    assert_equal_pictures(side, request)
-    assert_equal_pictures(side, replace(request, image=image, strength=0.5))
+    assert_equal_images(side, request)
+    assert_equal_images(side, replace(request, image=image, strength=0.5))
     side.engine.close()

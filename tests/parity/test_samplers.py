@@ -52,7 +52,7 @@ RUNS = [(1, None), (2, None), (10, 1.0), (25, None), (25, 0.6)]
 
 
 def model(x: Tensor, timestep: float) -> Tensor:
-    """Something smooth that depends on latents and timestep, about as large as the noise."""
+    """A smooth function of latents and timestep, about as large as the noise."""
     return 0.9 * x + 0.3 * torch.sin(3 * x + timestep / 150)
 
 
@@ -66,7 +66,7 @@ def test_every_sampler_has_a_reference() -> None:
 
 
 def theirs(scheduler: Any, skipped: int, x: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-    """What diffusers shows the model at each call after the first `skipped`, and where it ends."""
+    """The model's inputs in diffusers, without the first `skipped` calls, and the final latents."""
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped)
     extra = {"generator": generator} if isinstance(scheduler, DRAWING) else {}
@@ -223,18 +223,18 @@ def test_eta_is_that_of_diffusers(name: str, scheduler_class: Any, eta: float) -
 
 
 def trailing_sigmas(noise_schedule: NoiseSchedule, steps: int) -> Sigmas:
-    """From the last trained timestep on, evenly: what Lin et al. 2023 sample a rescaled model with."""
+    """Evenly spaced from the last trained timestep on, as Lin et al. 2023 sample a rescaled model."""
     timesteps = np.round(np.arange(1000, 0, -1000 / steps)).astype(int) - 1
     return (*(noise_schedule.sigmas[timestep] for timestep in timesteps), 0.0)
 
 
-# Not fewer steps with Euler: diffusers subtracts two values as large as sigma, 4,519, which costs it the fifth digit.
+# Euler needs this many steps: diffusers subtracts two values as large as sigma, 4,519, and loses the fifth digit.
 TRAILING = [("ddim", DDIMScheduler, steps) for steps in (1, 4, 10, 25)]
 TRAILING += [("euler", EulerDiscreteScheduler, steps) for steps in (10, 25)]
 
 
 @pytest.mark.parametrize(("name", "scheduler_class", "steps"), TRAILING)
-def test_v_prediction_with_zero_terminal_snr(name: str, scheduler_class: Any, steps: int) -> None:
+def test_v_prediction_with_zero_terminal_snr_equals_diffusers(name: str, scheduler_class: Any, steps: int) -> None:
     solver = replace(SOLVERS[name], schedules={"default": trailing_sigmas})
     denoiser = Denoiser(v1_schedule(zero_terminal_snr=True), "v_prediction")
     sigmas = solver.grid("default", denoiser.schedule, steps)
@@ -246,7 +246,7 @@ def test_v_prediction_with_zero_terminal_snr(name: str, scheduler_class: Any, st
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
     )
-    # Our last sigma is ComfyUI's; of diffusers' schedulers, one keeps an alpha of 0 there and the other has 2^-24.
+    # Our last sigma is ComfyUI's. Of diffusers' schedulers, one keeps an alpha of 0 there, the other has 2^-24.
     scheduler.alphas_cumprod[-1] = ZERO_SNR_ALPHA
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(SEED)

@@ -18,7 +18,7 @@ def completed(**fields: object) -> Request:
     return complete(Request, check(RECORD, {"prompt": "a cat", **fields}).values, "tiny", 64)
 
 
-def test_nothing_is_left_open() -> None:
+def test_every_field_is_filled_in() -> None:
     request = completed()
     assert request == Request("a cat", seed=request.seed, width=64, height=64, model="tiny")
     assert completed(width=128).width == 128
@@ -26,12 +26,12 @@ def test_nothing_is_left_open() -> None:
 
 
 @pytest.mark.parametrize("seed", [None, -1])
-def test_an_open_seed_is_random(seed: int | None) -> None:
+def test_a_missing_seed_is_random(seed: int | None) -> None:
     assert len({completed(seed=seed).seed for _ in range(8)}) > 1
 
 
 @pytest.mark.parametrize("seed", [0, MAX_SEED])
-def test_a_given_seed_stays(seed: int) -> None:
+def test_a_given_seed_is_kept(seed: int) -> None:
     assert completed(seed=seed).seed == seed
 
 

@@ -30,7 +30,7 @@ def run(
     denoiser: Denoiser = DENOISER,
     conditioning: Conditioning = BOTH,
 ) -> tuple[list[UNetWork], list[Prediction]]:
-    """What a sampler of two calls makes the network see, and what it is told."""
+    """The works that a sampler of two calls leads to, and the predictions that it receives."""
     predictions: list[Prediction] = []
 
     def sampler() -> Sampling:
@@ -45,7 +45,7 @@ def run(
     return works, predictions
 
 
-def test_two_rows_joined_by_the_scale() -> None:
+def test_two_rows_are_joined_by_the_scale() -> None:
     negative, positive = torch.full((1, 4, 2, 2), 2.0), torch.full((1, 4, 2, 2), 3.0)
     works, predictions = run(7.5, torch.cat([negative, positive]))
     for work, prediction, sigma in zip(works, predictions, SIGMAS, strict=True):
@@ -57,7 +57,7 @@ def test_two_rows_joined_by_the_scale() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
-def test_one_row_without_guidance(scale: float) -> None:
+def test_without_guidance_there_is_one_row(scale: float) -> None:
     answer = torch.full((1, 4, 2, 2), 3.0)
     works, predictions = run(scale, answer)
     assert [work.contexts for work in works] == [(POSITIVE,)] * 2
@@ -73,7 +73,7 @@ def test_a_sampler_that_reads_the_unconditional_prediction_always_has_both() -> 
     torch.testing.assert_close(predictions[0].x0_uncond, LATENTS - 10 * negative)
 
 
-def test_guidance_is_the_same_whatever_the_network_predicts() -> None:
+def test_guidance_does_not_depend_on_the_prediction_type() -> None:
     """The guided prediction is that of the guided output: the weights of the two rows add up to one."""
     negative, positive = torch.randn(2, 1, 4, 2, 2, generator=torch.Generator().manual_seed(1)).unbind()
     denoiser = Denoiser(v1_schedule(), "v_prediction")
@@ -83,7 +83,7 @@ def test_guidance_is_the_same_whatever_the_network_predicts() -> None:
 
 
 class Changing:
-    """A prompt of its own at the second step, and two with weights at the first."""
+    """One prompt at the second step, and two with weights at the first."""
 
     def at(self, call: Call) -> Rows:
         if call.step == 1:

@@ -1,4 +1,4 @@
-"""A picture's coroutine: what it asks for, in which order, and which noise it draws when."""
+"""An image's coroutine: what it asks for, in which order, and the order in which it draws noise."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ REQUEST = Request("p", seed=11, width=16, height=24, steps=5, sampler="euler_a",
 
 
 def generate(model: StableDiffusion, request: Request) -> tuple[list[Any], np.ndarray]:
-    """Run a picture on networks that see nothing but noise; the posterior's mean is 5, its deviation 1."""
+    """Run an image with stand-ins for the networks; the posterior's mean is 5, its deviation 1."""
 
     def network(work: Any) -> Any:
         match work:
@@ -77,7 +77,7 @@ def test_strength_one_still_begins_from_the_image(tiny_model: StableDiffusion) -
     assert torch.equal(works[1].pixels, torch.ones(1, 3, 24, 16))
 
 
-def test_images_of_one_job_ask_for_the_same_encoding_and_equal_images_too(tiny_model: StableDiffusion) -> None:
+def test_equal_images_are_the_same_encode_work(tiny_model: StableDiffusion) -> None:
     def keys(image: np.ndarray) -> set[Any]:
         request = replace(REQUEST, image=image, num_images=2)
         found = set()
@@ -93,7 +93,7 @@ def test_images_of_one_job_ask_for_the_same_encoding_and_equal_images_too(tiny_m
     assert keys(black) != keys(black.reshape(16, 24, 3)), "another shape of the same bytes is another image"
 
 
-def test_one_seed_for_each_image_wraps_at_the_largest() -> None:
+def test_seeds_count_up_and_wrap_after_the_largest() -> None:
     assert replace(REQUEST, seed=5, num_images=3).seeds == [5, 6, 7]
     assert replace(REQUEST, seed=MAX_SEED, num_images=2).seeds == [MAX_SEED, 0]
     CPUNoise(MAX_SEED, SHAPE, CPU).draw()

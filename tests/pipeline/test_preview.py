@@ -8,7 +8,7 @@ from sd_core.errors import ModelError
 from sd_core.pipeline.preview import LATENT_TO_RGB, METADATA_KEY, latent_to_rgb_of, preview
 
 
-def test_a_linear_map_of_each_latent() -> None:
+def test_a_preview_is_a_linear_map_of_each_latent() -> None:
     latents = torch.zeros(1, 4, 2, 3)
     latents[0, :, 1, 2] = torch.tensor([1.0, 0.0, 0.0, 2.0])
     image = preview(latents, ((0.5, 0.0, 0.0), (9.0, 9.0, 9.0), (9.0, 9.0, 9.0), (0.0, 0.25, 5.0), (0.0, 0.0, -1.0)))
@@ -30,6 +30,6 @@ def test_a_checkpoint_may_bring_its_own_map() -> None:
 @pytest.mark.parametrize(
     "text", ["", "7", "[[1, 2, 3]]", "[[1, 2], [1, 2], [1, 2], [1, 2]]", "[[1, 2, NaN]]", '["abc"]']
 )
-def test_a_map_that_is_none_is_named(text: str) -> None:
+def test_a_malformed_map_is_refused_by_name(text: str) -> None:
     with pytest.raises(ModelError, match="latent_to_rgb is not JSON"):
         latent_to_rgb_of({METADATA_KEY: text})

@@ -39,7 +39,7 @@ PLENTY = 2048 * 2048
         ((4000, 10), 512, None, (512, 64)),
     ],
 )
-def test_the_size_follows_what_is_asked_and_the_images_own(
+def test_the_size_follows_the_request_and_the_sent_image(
     own: tuple[int, int], width: int | None, height: int | None, expected: tuple[int, int]
 ) -> None:
     assert choose_size(own, width, height, PLENTY) == expected
@@ -53,12 +53,12 @@ sides = st.integers(1, 8000)
 
 
 @given(sides, sides, st.integers(64 * 64, PLENTY), st.none() | st.integers(8, 256).map(lambda n: n * 8))
-def test_every_size_is_within_the_limits(own_width: int, own_height: int, most: int, width: int | None) -> None:
-    if width is not None and width * 64 > most:
+def test_every_size_is_within_the_limits(own_width: int, own_height: int, max_pixels: int, width: int | None) -> None:
+    if width is not None and width * 64 > max_pixels:
         width = None
-    chosen = choose_size((own_width, own_height), width, None, most)
+    chosen = choose_size((own_width, own_height), width, None, max_pixels)
     assert all(side % 8 == 0 and 64 <= side <= 2048 for side in chosen)
-    assert chosen[0] * chosen[1] <= most
+    assert chosen[0] * chosen[1] <= max_pixels
     if min(chosen) > 64 and max(chosen) < 2048:
         assert width is not None or chosen[0] / chosen[1] == pytest.approx(own_width / own_height, rel=0.13)
 

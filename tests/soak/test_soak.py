@@ -1,6 +1,6 @@
-"""Many mixed jobs, some of them stopped, through the real SDK's loop: none is lost, doubled or kept.
+"""Many mixed jobs, some of them stopped, through the real SDK's loop: none is lost or answered twice, no memory leaks.
 
-The ordinary run has few jobs. `SOAK_JOBS=500 pytest tests/soak` has many.
+The ordinary run has few jobs, `SOAK_JOBS=500 pytest tests/soak` many.
 """
 
 import json
@@ -25,20 +25,20 @@ CONCURRENCY = 6
 STOPPED_EVERY = 10
 SAMPLERS = ("ddim", "ddpm", "euler", "euler_a_karras", "heun", "dpmpp_2m_karras")
 
-# How long the test waits before it fails: long, because the machine may be busy.
-PATIENCE_S, PATIENCE_A_JOB_S = 300.0, 5.0
+# The time after which the test fails; long, because the machine may be busy.
+TIMEOUT_S, TIMEOUT_PER_JOB_S = 300.0, 5.0
 
-# What the worker may hold more after the last job than after the first half of them: allocators keep some of what the
-# largest forwards needed, whichever jobs happen to share one.
+# Memory that the worker may gain in the second half of the jobs: allocators keep some of what the largest forwards
+# needed, and which jobs share one differs.
 GROWTH_MB = 24.0
 
 Start = Callable[..., WorkerProcess]
 
 
 def mixed_job(index: int, rng: random.Random) -> dict[str, Any]:
-    """A job whose uid says what becomes of it: `stopped`, `refused` or `drawn`."""
+    """A job whose uid says what becomes of it: `stopped`, `refused` or `done`."""
     job: dict[str, Any] = {
-        "prompt": f"wish {rng.randrange(8)}",
+        "prompt": f"prompt {rng.randrange(8)}",
         "seed": index,
         "steps": rng.randint(1, 6),
         "sampler": rng.choice(SAMPLERS),
@@ -54,11 +54,11 @@ def mixed_job(index: int, rng: random.Random) -> dict[str, Any]:
     if index % 7 == 3:
         del job["width"]
         job |= {"image": data_uri(noise_picture(72, 64)), "strength": 0.5}
-    return {**job, "uid": f"drawn-{index}"}
+    return {**job, "uid": f"done-{index}"}
 
 
 class Soak:
-    """The jobs of one run, and what the platform has seen of them."""
+    """The jobs of one run, and what the platform received for them."""
 
     def __init__(self, runpod: PlatformStandIn, worker: WorkerProcess) -> None:
         rng = random.Random(0)
@@ -69,21 +69,21 @@ class Soak:
         self.answers: list[dict[str, Any]] = []
 
     def run(self, jobs: list[dict[str, Any]]) -> None:
-        """Until each of them is answered, or stopped while it is drawn."""
+        """Run jobs until each is answered, or stopped while it runs."""
         expected = len(self.answers) + sum(not job["uid"].startswith("stopped") for job in jobs)
         cancelled = self.cancelled() + sum(job["uid"].startswith("stopped") for job in jobs)
         for job in jobs:
             self._runpod.add(job["uid"], job)
             if job["uid"].startswith("stopped"):
                 self._to_stop.append(job["uid"])
-        patience = PATIENCE_S + PATIENCE_A_JOB_S * len(jobs)
-        self._worker.wait_for(lambda: self._look() >= expected and self.cancelled() >= cancelled, patience)
+        timeout = TIMEOUT_S + TIMEOUT_PER_JOB_S * len(jobs)
+        self._worker.wait_for(lambda: self._look() >= expected and self.cancelled() >= cancelled, timeout)
 
     def cancelled(self) -> int:
         return sum(line.get("outcome") == "cancelled" for line in self._worker.lines())
 
     def _look(self) -> int:
-        """Reads what was posted, and stops the jobs that have begun and are to be stopped."""
+        """Read what was posted, stop the jobs that have begun and are to be stopped, and count all answers."""
         for body in self._runpod.posted[self._read :]:
             self._read += 1
             posted = json.loads(body)
@@ -96,19 +96,19 @@ class Soak:
         return len(self.answers)
 
 
-def test_every_job_is_answered_once_and_nothing_is_kept(start_worker: Start, runpod: PlatformStandIn) -> None:
+def test_every_job_is_answered_once_and_memory_does_not_grow(start_worker: Start, runpod: PlatformStandIn) -> None:
     settings = {"SD_MAX_CONCURRENCY": str(CONCURRENCY), "SD_MAX_BATCH": "4"}
-    # oneDNN keeps the kernels of the last 1,024 shapes, which these jobs take long to fill: fewer are soon all there.
+    # oneDNN keeps the kernels of the last 1,024 shapes, which these jobs fill only slowly; 100 are filled soon.
     worker = start_worker("handler.py", **runpod.environ(), **settings, ONEDNN_PRIMITIVE_CACHE_CAPACITY="100")
     soak = Soak(runpod, worker)
     half = JOBS // 2
     soak.run(soak.jobs[:half])
     warm = worker.resident_bytes / 1e6
     soak.run(soak.jobs[half:])
-    held = worker.resident_bytes / 1e6
+    last = worker.resident_bytes / 1e6
 
-    # Nothing more comes: not of the stopped jobs, and nothing twice.
-    after = {"prompt": "x", "steps": 1, "uid": "drawn-after"}
+    # Nothing more is posted: nothing for stopped jobs, and nothing twice.
+    after = {"prompt": "x", "steps": 1, "uid": "done-after"}
     runpod.stop("unknown")
     soak.run([after])
     time.sleep(1)
@@ -120,12 +120,12 @@ def test_every_job_is_answered_once_and_nothing_is_kept(start_worker: Start, run
     assert answered == Counter(job["uid"] for job in [*soak.jobs, after] if not job["uid"].startswith("stopped"))
     for answer in soak.answers:
         kind = answer["output"]["uid"].partition("-")[0]
-        assert answer.get("error", "").partition(":")[0] == {"drawn": "", "refused": "invalid_input"}[kind], answer
+        assert answer.get("error", "").partition(":")[0] == {"done": "", "refused": "invalid_input"}[kind], answer
     by_uid = {answer["output"]["uid"]: answer["output"] for answer in soak.answers}
     for job in soak.jobs:
-        if job["uid"].startswith("drawn"):
+        if job["uid"].startswith("done"):
             output = by_uid[job["uid"]]
             assert len(output.get("images", ("one",))) == job["num_images"]
             assert output["parameters"]["seed"] == job["seed"]
     assert soak.cancelled() == sum(job["uid"].startswith("stopped") for job in soak.jobs)
-    assert held - warm < GROWTH_MB, f"{warm:.1f} MB after {half} jobs, {held:.1f} MB after {JOBS}"
+    assert last - warm < GROWTH_MB, f"{warm:.1f} MB after {half} jobs, {last:.1f} MB after {JOBS}"

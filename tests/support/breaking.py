@@ -1,4 +1,4 @@
-"""Workers whose engine fails after its warm-up."""
+"""Scripts that run a worker whose engine fails after its warm-up."""
 
 BREAKS = """
 import runpy, sys

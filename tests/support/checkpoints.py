@@ -1,4 +1,4 @@
-"""Shared by the tests of checkpoint files: reading whole files, and pickle instructions written by hand."""
+"""For tests of checkpoint files: reading whole files, and pickle instructions written by hand."""
 
 import struct
 from pathlib import Path
@@ -17,7 +17,7 @@ def read_all(file: TensorFile) -> dict[str, Tensor]:
 
 
 def same_tensor(found: Tensor, expected: Tensor) -> bool:
-    """Same dtype, shape and bytes. torch.equal does not know every dtype."""
+    """Whether dtype, shape and bytes are the same. torch.equal does not support every dtype."""
     pair = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (found, expected)]
     return (found.dtype, found.shape) == (expected.dtype, expected.shape) and torch.equal(*pair)
 

@@ -1,4 +1,4 @@
-"""Drives the generators of the core in tests: samplers, and pictures."""
+"""Drives the generators of the core in tests: samplers and images."""
 
 from collections.abc import Callable, Generator
 from typing import TypeVar
@@ -9,7 +9,7 @@ Result = TypeVar("Result")
 
 
 def drive(generator: Generator[Asked, Answer, Result], answer: Callable[[Asked], Answer]) -> tuple[Result, list[Asked]]:
-    """Run a generator to its end, answering all that it yields; what it returns, and what it yielded."""
+    """Run a generator to its end, answering what it yields; return its result and all that it yielded."""
     asked: list[Asked] = []
     try:
         asked.append(next(generator))

@@ -60,7 +60,7 @@ class Client:
         self.socket.sendall(text.encode())
 
     def send_body(self, text: str, length: int | None = None) -> None:
-        """The whole head and `text`, of a body that is declared to be of `length` bytes."""
+        """The whole head, and `text` of a body whose declared length is `length` bytes."""
         self.send(f"{HEAD}Content-Length: {length or len(text)}\r\n\r\n{text}")
 
     def response(self) -> tuple[int, dict[str, Any]]:
@@ -70,7 +70,7 @@ class Client:
         return response.status, json.loads(response.read())
 
     def received(self) -> bytes:
-        """All until the server closes the connection, also if it does that by a reset."""
+        """All bytes until the server closes or resets the connection."""
         data = b""
         with suppress(ConnectionResetError), self.socket:
             while block := self.socket.recv(65536):

@@ -1,6 +1,5 @@
-"""Image files made byte by byte, for what no library writes: odd samples, damaged metadata, animations."""
+"""Image files written byte by byte, because no library writes them: odd samples, damaged metadata, animations."""
 
-import io
 import struct
 import zlib
 from collections.abc import Sequence
@@ -14,14 +13,8 @@ GRAYS = (220, 30, 40, 230)
 SIZE = WIDTH, HEIGHT = 96, 64
 
 
-def file_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=file_format, **options)
-    return file.getvalue()
-
-
 def quarters(values: Sequence[Any], dtype: Any = np.uint8) -> np.ndarray:  # (64, 96) or (64, 96, channels)
-    """An image of four quarters: top left, top right, bottom left, bottom right."""
+    """An image whose four quarters have these values: top left, top right, bottom left, bottom right."""
     top_left, top_right, bottom_left, bottom_right = np.asarray(values, dtype)
     pixels = np.empty((HEIGHT, WIDTH, *top_left.shape), dtype)
     pixels[: HEIGHT // 2, : WIDTH // 2], pixels[: HEIGHT // 2, WIDTH // 2 :] = top_left, top_right
@@ -34,7 +27,7 @@ def coloured_quarters() -> Image.Image:
 
 
 def centres(pixels: np.ndarray) -> list[Any]:
-    """The pixel in the middle of each quarter: a level where all channels are equal, else a tuple."""
+    """The pixel in the middle of each quarter: one level if all channels are equal, else a tuple."""
     height, width = pixels.shape[:2]
     found = [pixels[y, x].tolist() for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
     return [pixel[0] if len(set(pixel)) == 1 else tuple(pixel) for pixel in found]

@@ -1,4 +1,4 @@
-"""A server on the loopback interface that answers requests for images as real ones do, and as bad ones do."""
+"""A server on the loopback interface that answers requests for images as good and bad servers do."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </x.css>; rel=preload\r\n\r\n"
 
 
 class ImageHost(BaseHTTPRequestHandler):
-    """`/ok` sends a body, the others send what servers also send. Tests read from `seen` what was asked for."""
+    """`/ok` sends a body, other paths send other answers. `seen` records the requested paths."""
 
     seen: list[str] = []  # noqa: RUF012 - one list for all connections, emptied by the fixture
     answers: dict[str, bytes] = {}  # noqa: RUF012 - whole responses by path, filled by the tests
@@ -41,8 +41,8 @@ class ImageHost(BaseHTTPRequestHandler):
         elif path in fixed:
             self.answer(*fixed[path])
         elif path == "/echo":
-            said = "\n".join(f"{name}: {value}" for name, value in self.headers.items()).encode()
-            self.answer(200, said, {})
+            headers = "\n".join(f"{name}: {value}" for name, value in self.headers.items()).encode()
+            self.answer(200, headers, {})
         elif path == "/drip":
             self.drip(b"HTTP/1.0 200 OK\r\n\r\n", b"x")
         elif path == "/dripping-headers":
@@ -66,10 +66,10 @@ class ImageHost(BaseHTTPRequestHandler):
                 self.wfile.write(drop)
                 time.sleep(0.05)
         except OSError:
-            return  # the client has had enough
+            return  # the client has disconnected
 
     def log_message(self, *_args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def fetched(url: str, **options: object) -> bytes:
@@ -89,7 +89,7 @@ def encoded(encoding: str, body: bytes) -> bytes:
 
 
 def resolves(monkeypatch: pytest.MonkeyPatch, find: Callable[[str], list[str]]) -> None:
-    """Let names resolve as `find` says; what it does not know is resolved as ever."""
+    """Let names resolve to what `find` returns; names that it does not know are resolved as usual."""
     real = socket.getaddrinfo
 
     def resolver(name: str, port: int, *args: object, **kind: object) -> list[tuple[object, ...]]:

@@ -9,7 +9,7 @@ from sd_core.engine.kinds.kind import Kind
 
 @dataclass(frozen=True)
 class Doubling:
-    """Asks for twice a number. Works of one `shape` can share a forward; of one `same` they are the same work."""
+    """Asks for twice a number. Works of one `shape` can share a forward; works of one `same` are the same work."""
 
     number: float
     shape: str = "a"
@@ -21,7 +21,7 @@ class Doubling:
 
 @dataclass(eq=False)
 class DoublingKind(Kind[Doubling]):
-    """Doubles numbers; `check` may fail a forward. Remembers the numbers of every forward."""
+    """Doubles numbers, and records those of every forward. `check` may raise to fail a forward."""
 
     room: float = 4
     interrupts: bool = False  # type: ignore[misc]

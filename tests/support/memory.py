@@ -1,6 +1,6 @@
-"""The memory that forwards hold at their peak, beside what the engine counts on. Weights are not counted.
+"""The peak memory of forwards, beside what the engine counts for them. Weights are not counted.
 
-On a CPU torch's profiler reports every allocation, on a GPU its allocator knows its own peak.
+On a CPU torch's profiler reports every allocation, on a GPU its allocator reports the peak.
 """
 
 import json
@@ -19,12 +19,12 @@ from sd_core.engine.runner import Runner
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.work import Context, DecodeWork, EncodeWork, TextWork, UNetWork
 
+# Forwards by name: for the UNet, the number of rows of each image; for other networks nothing.
 KINDS = {"one guided image": (2,), "four mixed images": (2, 1, 2, 1), "encode": (), "decode": (), "text": ()}
-"""Forwards by name: the rows of each image in one of the UNet, none in one of another network."""
 
 
 def works_of(model: StableDiffusion, kind: str, side: int) -> list[Any]:
-    """One forward's work on latents of side x side."""
+    """The works of one forward, on latents of side x side."""
     latents, width = torch.randn(1, 4, side, side, device=model.device), model.networks.unet.config.context_dim
     if rows := KINDS[kind]:
         return [
@@ -45,16 +45,16 @@ def works_of(model: StableDiffusion, kind: str, side: int) -> list[Any]:
 
 
 def peak_and_counted(model: StableDiffusion, kind: str, side: int) -> dict[str, float]:
-    """Megabytes that one forward holds at its peak, and those that the engine counts for it."""
+    """The peak megabytes of one forward, and those that the engine counts for it."""
     works, kinds = works_of(model, kind, side), kinds_of(Pool([model]), max_batch=8)
     runs = kinds[type(works[0])]
     runner = Runner(Memory(model.device), kinds.values())
 
     def forward() -> None:
         if isinstance(works[0], TextWork):
-            runs.release()  # kept prompts are not encoded again
-        answers, held = runner.run(runs, works)
-        if not held or any(isinstance(answer, Exception) for answer in answers):
+            runs.release()  # otherwise the cached prompts would not be encoded again
+        answers, fits = runner.run(runs, works)
+        if not fits or any(isinstance(answer, Exception) for answer in answers):
             raise RuntimeError(f"the forward failed: {answers}")
 
     with torch.inference_mode():
@@ -81,8 +81,8 @@ def cpu_peak(forward: Callable[[], object]) -> int:
         trace = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    held = peak = 0
+    allocated = peak = 0
     for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
+        allocated += event["args"]["Bytes"]
+        peak = max(peak, allocated)
     return peak

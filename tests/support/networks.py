@@ -1,4 +1,4 @@
-"""Tiny random networks, as they are before anything is laid out for a device."""
+"""Tiny random networks with plain layers, not laid out for a device."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What oneDNN computes in a process of its own, by the log that ONEDNN_VERBOSE turns on."""
+"""The calls of oneDNN in a separate process, from the log that ONEDNN_VERBOSE turns on."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def mark(label: str) -> None:
 
 
 def mark_end(seconds: float = 0.0) -> None:
-    """End the section, which took so long."""
+    """End the section, which took `seconds`."""
     _write(f"{_END}{seconds}")
 
 
@@ -46,7 +46,7 @@ def _write(line: str) -> None:
 
 
 def sections(arguments: Sequence[str]) -> Iterator[Section]:
-    """Each section of `python *arguments`, in order. RuntimeError if the process fails."""
+    """Each section of `python *arguments`, in order. Raises `RuntimeError` if the process fails."""
     environment = {**os.environ, "ONEDNN_VERBOSE": "1"}
     command = [sys.executable, *arguments]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -66,7 +66,7 @@ def sections(arguments: Sequence[str]) -> Iterator[Section]:
 
 
 def parse(line: str) -> Primitive | None:
-    """The call that a line of the log tells of; None if it is not about the execution of one."""
+    """The call that a line of the log describes; None if the line is not about the execution of a call."""
     fields = line.strip().split(",")
     if fields[0] != "onednn_verbose" or "exec" not in fields:
         return None

@@ -1,4 +1,4 @@
-"""How many floating-point operations a UNet step takes, counted by shape."""
+"""The floating-point operations of a UNet step, counted by shape."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sd_core.models.unet import UNet, UNetConfig
 
-ROWS = 2  # one picture with guidance
+ROWS = 2  # one image with guidance
 TOKENS = 77
 
 

@@ -1,4 +1,4 @@
-"""Shared by the tests of conversions: what a folder and a converted file contain."""
+"""For tests of conversions: what a folder and a converted file contain."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,6 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 Save = Callable[..., Path]
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
 
 
 def names(folder: Path) -> list[str]:

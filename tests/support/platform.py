@@ -1,4 +1,4 @@
-"""RunPod's job API as its SDK sees it, on the loopback interface: take, done, stop and ping."""
+"""A stand-in for RunPod's job API on the loopback interface: take, done, stop and ping."""
 
 import asyncio
 import json
@@ -13,12 +13,12 @@ from aiohttp import web
 
 POD = "pod-1"
 KEY = "key-1"
-HELD_S = 600.0
-"""How long a poll is held open where there is nothing to answer: longer than the SDK waits."""
+# How long a poll stays open if there is nothing to answer: longer than the SDK waits.
+POLL_S = 600.0
 
 
 class PlatformStandIn:
-    """Hands out the jobs that a test adds and keeps what the worker posts; all state belongs to its own thread.
+    """Hands out the jobs that a test adds and records what the worker posts.
 
     Like the platform's, its polls for jobs and for stop signals stay open until there is something to answer.
     """
@@ -27,13 +27,11 @@ class PlatformStandIn:
         self.port = 0
         self.open_polls: list[str] = []
         self.handed_out: list[str] = []
-        self.progress: list[tuple[str, Any]] = []
-        """Job and message of each post that says that the job is still in progress."""
+        self.progress: list[tuple[str, Any]] = []  # job and message of each post of progress
         self.pings: queue.Queue[dict[str, str]] = queue.Queue()
         self.takes: list[str] = []
         self.posted: list[str] = []
-        self.late: list[str] = []
-        """Jobs that were told to be in progress after their result."""
+        self.late: list[str] = []  # jobs whose progress was posted after their result
         self.last_result_at = 0.0
         self._answered: set[str] = set()
         self._done: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
@@ -48,14 +46,14 @@ class PlatformStandIn:
         self._stops.put(job_id)
 
     def result(self, job_id: str, seconds: float = 300) -> dict[str, Any]:
-        """What the worker posted for a job: `output` and perhaps `error`. Fails the test where nothing comes."""
+        """What the worker posted for a job: `output` and perhaps `error`. Raises `queue.Empty` if nothing comes."""
         while job_id not in self._results:
             done, result = self._done.get(timeout=seconds)
             self._results[done] = result
         return self._results[job_id]
 
     def environ(self) -> dict[str, str]:
-        """The variables by which the platform tells a worker where to turn."""
+        """The environment variables by which the platform gives a worker its addresses."""
         base = f"http://127.0.0.1:{self.port}/v2/endpoint-1"
         return {
             "RUNPOD_WEBHOOK_GET_JOB": f"{base}/job-take/$ID?gpu=none",
@@ -66,7 +64,7 @@ class PlatformStandIn:
             "RUNPOD_POD_ID": POD,
             "RUNPOD_ENDPOINT_ID": "endpoint-1",
             "RUNPOD_AI_API_KEY": KEY,
-            # The SDK's own checks ask for hosts on the internet and for a GPU.
+            # The SDK's own checks need hosts on the internet and a GPU.
             "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
             "RUNPOD_SKIP_GPU_CHECK": "true",
         }
@@ -89,27 +87,27 @@ class PlatformStandIn:
         jobs = await self._next(request, int(request.query["batch_size"]))
         return web.json_response(jobs) if jobs else web.Response(status=204)
 
-    async def _next(self, request: web.Request, most: int) -> list[dict[str, Any]]:
+    async def _next(self, request: web.Request, max_jobs: int) -> list[dict[str, Any]]:
         assert request.headers["Authorization"] == KEY
         self.takes.append(request.match_info["pod"])
-        await self._held("take", self._jobs)
+        await self._wait("take", self._jobs)
         jobs: list[dict[str, Any]] = []
-        while not self._jobs.empty() and len(jobs) < most:
+        while not self._jobs.empty() and len(jobs) < max_jobs:
             jobs.append(self._jobs.get())
         self.handed_out += [job["id"] for job in jobs]
         return jobs
 
     async def _stop(self, _request: web.Request) -> web.Response:
-        await self._held("stop", self._stops)
+        await self._wait("stop", self._stops)
         if self._stops.empty():
             return web.Response(status=204)
         return web.json_response({"jobsToStop": [self._stops.get()]})
 
-    async def _held(self, name: str, waiting: queue.SimpleQueue[Any]) -> None:
-        """Until something waits, or the worker hangs up: then aiohttp cancels this."""
+    async def _wait(self, name: str, waiting: queue.SimpleQueue[Any]) -> None:
+        """Wait until the queue has something. If the worker disconnects, aiohttp cancels this."""
         self.open_polls.append(name)
         try:
-            async with asyncio.timeout(HELD_S):
+            async with asyncio.timeout(POLL_S):
                 while waiting.empty():  # noqa: ASYNC110 - it is filled from another thread
                     await asyncio.sleep(0.02)
         except TimeoutError:
@@ -137,7 +135,7 @@ class PlatformStandIn:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Workers in processes of their own, for tests and measurements."""
+"""Worker processes, for tests and measurements."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER_VARIABLES = ("SD_", "RUNPOD_", "LOG_LEVEL", "FLASK_DEBUG", "PORT")
-PATIENCE_S = 300.0  # how long a process may take before it counts as stuck: long, because the machine may be busy
+TIMEOUT_S = 300.0  # for anything that is waited for; long, because the machine may be busy
 
 
 def environ_without_worker() -> dict[str, str]:
@@ -34,7 +34,7 @@ def free_port() -> int:
 class WorkerProcess:
     """`python ARGUMENTS` in the repository, with exactly this environment; its output goes to the file `printed`.
 
-    What waits for the process raises `RuntimeError`, with the output so far, if the process ends or is stuck.
+    Methods that wait raise `RuntimeError`, with the output so far, if the process ends or is stuck.
     """
 
     def __init__(self, arguments: Sequence[str], environ: dict[str, str], printed: Path) -> None:
@@ -58,7 +58,7 @@ class WorkerProcess:
         """The structured log lines so far."""
         return [json.loads(line) for line in self.printed.splitlines() if line.startswith('{"time"')]
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = PATIENCE_S, poll_s: float = 0.05) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = TIMEOUT_S, poll_s: float = 0.05) -> None:
         """Wait until the condition holds, checking it every `poll_s` seconds."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -71,9 +71,9 @@ class WorkerProcess:
     def exit_code(self) -> int:
         """Wait until the process ends by itself, and return its code."""
         try:
-            return self.process.wait(PATIENCE_S)
+            return self.process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"still running after {PATIENCE_S:g} s; output so far:\n{self.printed}") from None
+            raise RuntimeError(f"still running after {TIMEOUT_S:g} s; output so far:\n{self.printed}") from None
 
     def end(self) -> int:
         """Ask the process to end, as the platform does, and return its exit code."""
@@ -85,7 +85,7 @@ class WorkerProcess:
 
 
 def kill_family(process: subprocess.Popen[Any]) -> None:
-    """Kill a process and its children. A worker has one, the SDK's heartbeat, which would outlive it."""
+    """Kill a process and its children. A worker's child, the SDK's heartbeat, would outlive it."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     for member in (process, *family):
         member.kill()

@@ -1,6 +1,6 @@
-"""diffusers' and transformers' networks with the weights of a v1.x checkpoint, to compare with and to measure beside.
+"""diffusers' and transformers' networks with the weights of a v1.x checkpoint, for comparisons and measurements.
 
-The names are mapped by diffusers' own converters, so that no table of ours can be wrong in the same way as the core.
+The names are mapped by diffusers' own converters, because a table of ours could be wrong in the same way as the core.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def reference_unet(state_dict: Mapping[str, Tensor], config: UNetConfig) -> UNet
     up = tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends))
     with torch.device("meta"):
         unet = UNet2DConditionModel(
-            sample_size=64,  # pipelines ask for it, although every size is passed to them
+            sample_size=64,  # pipelines require it, although each call passes its size
             in_channels=config.in_channels,
             out_channels=config.out_channels,
             block_out_channels=config.channels,
@@ -37,7 +37,7 @@ def reference_unet(state_dict: Mapping[str, Tensor], config: UNetConfig) -> UNet
             down_block_types=down,
             up_block_types=up,
             cross_attention_dim=config.context_dim,
-            attention_head_dim=config.num_heads,  # diffusers' v1 files call the number of heads by this name
+            attention_head_dim=config.num_heads,  # in diffusers' v1 files this is the number of heads
         )
     converted = convert_ldm_unet_checkpoint(dict(state_dict), dict(unet.config))
     unet.load_state_dict(converted, assign=True)
@@ -45,7 +45,7 @@ def reference_unet(state_dict: Mapping[str, Tensor], config: UNetConfig) -> UNet
 
 
 def reference_vae(state_dict: Mapping[str, Tensor], config: VAEConfig) -> AutoencoderKL:
-    """diffusers' autoencoder; its parameters are the given tensors themselves, reshaped where they must be."""
+    """diffusers' autoencoder; its parameters are the given tensors themselves, reshaped if necessary."""
     levels = len(config.channels)
     with torch.device("meta"):
         vae = AutoencoderKL(
@@ -101,7 +101,7 @@ def reference_pipeline(
 ) -> Any:
     """A diffusers pipeline (text-to-image, or the class given) of these weights, without a safety checker.
 
-    The scheduler is v1.5's PNDM where none is given. Progress bars are off.
+    The default scheduler is v1.5's PNDM. Progress bars are off.
     """
     if scheduler is None:
         scheduler = PNDMScheduler(**V1_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)

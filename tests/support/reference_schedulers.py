@@ -27,7 +27,7 @@ from sd_core.sampling.registry import SOLVERS
 from sd_core.sampling.schedule import v1_schedule
 from tests.support.reference import V1_SCHEDULE
 
-OFFSET = {**V1_SCHEDULE, "steps_offset": 1}  # without it the pipelines warn, whatever the grid
+OFFSET = {**V1_SCHEDULE, "steps_offset": 1}  # without it the pipelines warn about any grid
 LEADING = {**OFFSET, "timestep_spacing": "leading", "clip_sample": False}
 DIFFUSERS = ("ddpm", "ddim", "plms", "euler", "euler_a", "heun", "dpmpp_2m", "unipc", "deis", "lcm", "tcd")
 """The solvers that are compared with a scheduler of diffusers."""
@@ -36,7 +36,7 @@ VARIANCE_PRESERVING = ("ddpm", "ddim", "plms", "dpmpp_2m", "unipc", "deis", "lcm
 
 
 def reference_scheduler(solver: str, schedule: str, steps: int, prediction_type: str = "epsilon") -> Any:
-    """The scheduler that `solver` is compared with, laid out for `steps` steps; it keeps that grid when set again."""
+    """The scheduler that `solver` is compared with, set to `steps` steps; setting it again keeps that grid."""
     scheduler = _scheduler(solver, prediction_type)
     scheduler.set_timesteps(steps)
     if SOLVERS[solver].own_grid is not None:
@@ -44,7 +44,7 @@ def reference_scheduler(solver: str, schedule: str, steps: int, prediction_type:
     sigmas = SOLVERS[solver].grid(schedule, v1_schedule(), steps)
     grid = torch.tensor(sigmas)
     timesteps = torch.tensor([v1_schedule().timestep(sigma) for sigma in sigmas[:-1]])
-    if solver == "heun":  # it lists both calls of a step
+    if solver == "heun":  # its grid lists both calls of a step
         timesteps = torch.cat([timesteps[:1], timesteps[1:].repeat_interleave(2)])
         grid = torch.cat([grid[:1], grid[1:-1].repeat_interleave(2), grid[-1:]])
     if solver == "deis":

@@ -19,7 +19,7 @@ def test_cancelling_a_job_cancels_its_future(service: Service, engine: Any, caps
 
     async def cancel_while_drawing() -> None:
         task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x", "uid": "u"}}, service))
-        assert await asyncio.to_thread(engine.asked.wait, 10)
+        assert await asyncio.to_thread(engine.submitted.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -69,8 +69,8 @@ def test_cancelling_a_job_whose_progress_is_being_sent(service: Service, engine:
 
     async def cancel_while_sending() -> None:
         task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service, hang))
-        assert await asyncio.to_thread(engine.asked.wait, 60)
-        engine.tell(1)
+        assert await asyncio.to_thread(engine.submitted.wait, 60)
+        engine.report(1)
         await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

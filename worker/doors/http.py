@@ -38,7 +38,7 @@ class NotReady(SDError):
 
 
 def serve(settings: Settings) -> int:
-    """Answer on all interfaces until told to stop. Returns the process's exit code.
+    """Serve on all interfaces until SIGTERM or SIGINT. Returns the process's exit code.
 
     Jobs in flight at SIGTERM or SIGINT are answered. Raises `StartupError` if no model can be loaded.
     """

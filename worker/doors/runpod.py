@@ -32,7 +32,7 @@ LEVELS = {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR",
 
 
 def run(handler: Handler, service: "Service") -> int:
-    """Run the SDK as its arguments and the environment say until it is told to stop. Returns the exit code."""
+    """Run the SDK as its arguments and the environment say, until it ends. Returns the exit code."""
     configure_logger(RunPodLogger(), service.settings.log_level)
     rp_scale.JobScaler = RunPodLoop
     concurrency = service.settings.max_concurrency

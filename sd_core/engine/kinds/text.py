@@ -12,8 +12,8 @@ from sd_core.engine.pool import Pool
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.work import Context, TextWork, Token, Vector
 
-KEPT_BYTES = 2**25
-"""Hidden states that are kept: a prompt has 236 kB with v1.5 in float32."""
+# Prompts whose hidden states are kept, and their bytes: 236 kB each with v1.5 in float32.
+KEPT, KEPT_BYTES = 128, 2**25
 
 PROMPTS = 16
 """Prompts of one forward."""
@@ -29,7 +29,7 @@ class TextKind(Kind[TextWork]):
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._kept: LRU[Hashable, Tensor] = LRU(KEPT_BYTES, lambda states: states.nbytes)
+        self._kept: LRU[Hashable, Tensor] = LRU(KEPT, KEPT_BYTES, lambda states: states.nbytes)
 
     @property
     def capacity(self) -> float:

@@ -22,8 +22,8 @@ from sd_core.work import Context, UNetWork
 NUMBERS = 36
 """Numbers that a UNet holds at its peak for a latent of a row, over its first width: see `bench.memory`."""
 
-READ_BYTES = 2**28
-"""Keys and values that are kept: a prompt has 7.7 MB with v1.5 in float32."""
+# Prompts whose keys and values are kept, and their bytes: 7.7 MB each with v1.5 in float32.
+READ, READ_BYTES = 64, 2**28
 
 MAX_REPEATED = 4
 """Contexts are repeated up to this many times the longest one; beyond that, lengths run apart."""
@@ -34,8 +34,8 @@ MAX_SHARED_TOKENS = 16 * 77
 COUNTED_TOKENS = 77
 """Tokens of a context whose keys and values are part of NUMBERS."""
 
-STACKED_BYTES = 2**28
-"""The same, stacked for whole forwards: most steps run with the prompts of the step before."""
+# The same, stacked for whole forwards: most steps run with the prompts of the step before.
+STACKED, STACKED_BYTES = 4, 2**28
 
 Read = dict[str, KeysValues]
 Answer = Tensor | tuple[Tensor, Tensor]
@@ -63,8 +63,8 @@ class UNetKind(Kind[UNetWork]):
 
     def __init__(self, pool: Pool, max_batch: int) -> None:
         self._pool, self._max_batch = pool, max_batch
-        self._read: LRU[Hashable, Read] = LRU(READ_BYTES, _size)
-        self._stacked: LRU[Hashable, Given] = LRU(STACKED_BYTES, lambda given: _size(given.keys_values))
+        self._read: LRU[Hashable, Read] = LRU(READ, READ_BYTES, _size)
+        self._stacked: LRU[Hashable, Given] = LRU(STACKED, STACKED_BYTES, lambda given: _size(given.keys_values))
 
     @property
     def capacity(self) -> float:

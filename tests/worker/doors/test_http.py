@@ -100,7 +100,7 @@ def test_an_internal_error_is_a_500(url: str, engine: Any) -> None:
 def test_a_full_engine_is_a_503_with_retry_after(url: str, engine: Any) -> None:
     engine.full = True
     response = post(url, '{"prompt": "x"}')
-    assert_failure(response, 503, "busy: enough jobs wait already")
+    assert_failure(response, 503, "busy: the queue is full")
     assert int(response.headers["Retry-After"]) >= 1
     engine.full = False
     assert post(url, '{"prompt": "x"}').status_code == 200
@@ -138,7 +138,7 @@ def test_a_client_that_hangs_up_cancels_its_job(url: str, engine: Any) -> None:
     engine.hangs = True
     with pytest.raises(requests.ReadTimeout):
         requests.post(f"{url}/inference", json={"prompt": "x"}, timeout=0.5)
-    assert engine.asked.wait(10)
+    assert engine.submitted.wait(10)
     deadline = time.monotonic() + 10
     while not engine.hanging.cancelled() and time.monotonic() < deadline:
         time.sleep(0.01)

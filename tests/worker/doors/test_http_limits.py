@@ -45,14 +45,14 @@ def test_requests_over_the_number_of_jobs_are_refused_before_their_bodies_are_re
     engine.hangs = True
     with serving(lambda: service, max_jobs=1) as url, ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, url, '{"prompt": "x"}')
-        assert engine.asked.wait(30)
+        assert engine.submitted.wait(30)
         connection = HTTPConnection(url.removeprefix("http://"), timeout=30)
         connection.request("POST", "/inference", headers={"Content-Type": "application/json", "Content-Length": "9"})
         refused = connection.getresponse()
         assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
         assert b"busy: 1 jobs are already waiting or running" in refused.read()
         connection.close()
-        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        engine.hanging.set_result(engine.result_of(engine.requests[0]))
         assert first.result().status_code == 200
         engine.hangs = False
         assert post(url, '{"prompt": "x"}').status_code == 200
@@ -73,11 +73,11 @@ def test_a_body_takes_its_place_when_it_has_arrived(service: Service, engine: An
         slow = connect(url)
         slow.send_body(JOB, length=len(JOB) + 1)
         first = pool.submit(post, url, JOB)
-        assert engine.asked.wait(30)
+        assert engine.submitted.wait(30)
         slow.send(" ")
         status, body = slow.response()
         assert (status, body["error_code"]) == (503, "busy")
-        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        engine.hanging.set_result(engine.result_of(engine.requests[0]))
         assert first.result().status_code == 200
 
 
@@ -133,9 +133,9 @@ def test_a_job_may_take_longer_than_a_head(service: Service, engine: Any) -> Non
     engine.hangs = True
     with serving(lambda: service, limits=ConnectionLimits(idle_s=0.2)) as url, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(post, url, JOB)
-        assert engine.asked.wait(30)
+        assert engine.submitted.wait(30)
         time.sleep(0.6)
-        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        engine.hanging.set_result(engine.result_of(engine.requests[0]))
         assert answer.result().status_code == 200
 
 
@@ -159,13 +159,13 @@ def test_too_many_connections_drop_the_one_that_has_sent_for_the_longest_time(
     engine.hangs = True
     with serving(lambda: service, limits=ConnectionLimits(max_connections=3)) as url, ThreadPoolExecutor(1) as pool:
         job = pool.submit(post, url, JOB)
-        assert engine.asked.wait(30)
+        assert engine.submitted.wait(30)
         slow = [connect(url, HEAD), connect(url)]
         slow[1].send_body(JOB, length=1000)
         time.sleep(0.2)
         assert requests.get(f"{url}/ping", timeout=30).status_code == 200
         assert [client.is_closed() for client in slow] == [True, False]
-        engine.hanging.set_result(engine.drawn(engine.requests[0]))
+        engine.hanging.set_result(engine.result_of(engine.requests[0]))
         assert job.result().status_code == 200
 
 

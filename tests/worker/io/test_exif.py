@@ -19,16 +19,17 @@ from tests.support.image_files import (
     coloured_quarters,
     exif_header,
     exif_of,
-    file_of,
     png_of_pixels,
     quarters,
     segment,
     with_segments,
 )  # fmt: skip
+from tests.support.pictures import file_of
 from worker.io.exif import orientation_of, unpack_raw_profile
 from worker.io.pictures import decode_picture
 
 PIXELS = quarters([RED, GREEN, BLUE, YELLOW])
+
 STORED, TURNED = [RED, GREEN, BLUE, YELLOW], [BLUE, RED, YELLOW, GREEN]  # as stored, and by orientation 6
 JPEG = file_of(coloured_quarters(), "JPEG", quality=95, subsampling=0)
 

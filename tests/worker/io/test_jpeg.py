@@ -5,17 +5,8 @@ import pytest
 from PIL import Image
 
 from sd_core.errors import InvalidImage
-from tests.support.image_files import (
-    BLUE,
-    GREEN,
-    RED,
-    YELLOW,
-    centres,
-    coloured_quarters,
-    file_of,
-    segment,
-    with_segments,
-)
+from tests.support.image_files import BLUE, GREEN, RED, YELLOW, centres, coloured_quarters, segment, with_segments
+from tests.support.pictures import file_of
 from worker.io import jpeg
 from worker.io.pictures import decode_picture
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sd_core.errors import InvalidImage
-from tests.support.image_files import file_of, png_of
+from tests.support.image_files import png_of
+from tests.support.pictures import file_of
 from worker.io.frames import BLACK, WHITE
 from worker.io.pictures import decode_picture
 

@@ -18,7 +18,6 @@ from tests.support.image_files import (
     chunk,
     coloured_quarters,
     exif_of,
-    file_of,
     frame_control,
     frame_data,
     png_of,
@@ -26,12 +25,14 @@ from tests.support.image_files import (
     png_rows,
     quarters,
 )  # fmt: skip
+from tests.support.pictures import file_of
 from worker.io import png
 from worker.io.frames import BLACK
 from worker.io.pictures import decode_picture
 
 COLOURS = [RED, GREEN, BLUE, YELLOW]
 PIXELS = quarters(COLOURS)
+
 LARGE = zlib.compress(b"\0" * 3_000_000)
 
 

@@ -16,10 +16,10 @@ from tests.support.image_files import (
     YELLOW,
     centres,
     coloured_quarters,
-    file_of,
     quarters,
     tiff_of,
 )  # fmt: skip
+from tests.support.pictures import file_of
 from worker.io import tiff_tags
 from worker.io.pictures import decode_picture
 from worker.io.tiff_tags import read_directory

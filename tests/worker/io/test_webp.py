@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from sd_core.errors import InvalidImage
-from tests.support.image_files import BLUE, GREEN, RED, YELLOW, centres, coloured_quarters, exif_of, file_of
+from tests.support.image_files import BLUE, GREEN, RED, YELLOW, centres, coloured_quarters, exif_of
+from tests.support.pictures import file_of
 from worker.io import webp
 from worker.io.pictures import decode_picture
 
