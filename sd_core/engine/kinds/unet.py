@@ -60,23 +60,23 @@ class UNetKind(Kind[UNetWork]):
 
     def run(self, works: Sequence[UNetWork]) -> Sequence[Answer]:
         network = works[0].network
-        unet, rows = self._pool.unet(network), [len(work.contexts) for work in works]
+        step, rows = self._pool.step(network), [len(work.contexts) for work in works]
         latents = torch.cat([work.latents for work in works])
         timesteps = [work.timestep for work in works for _ in work.latents]
         times = upload(torch.tensor(timesteps, dtype=torch.float32), self._pool.device)
-        given = departing(self._given(works), works, unet)
+        given = departing(self._given(works), works, self._pool.unet(network))
         features = [work.deep for work in works if work.deep is not None]
         if features:
-            shallow: Sequence[Tensor] = unet.outermost(latents, times, torch.cat(features), given).split(rows)
+            shallow: Sequence[Tensor] = step.outermost(latents, times, torch.cat(features), given).split(rows)
             return shallow
         if any(work.keeps_deep for work in works):
-            output, deep = unet.whole(latents, times, given)
+            output, deep = step.whole(latents, times, given)
             return [
                 # A copy, because a view would keep the features of all rows alive.
                 (own, its_deep.clone()) if work.keeps_deep else own
                 for work, own, its_deep in zip(works, output.split(rows), deep.split(rows), strict=True)
             ]
-        answers: Sequence[Tensor] = self._pool.step(network)(latents, times, given).split(rows)
+        answers: Sequence[Tensor] = step(latents, times, given).split(rows)
         return answers
 
     def smallest(self, work: UNetWork) -> UNetWork | None:
