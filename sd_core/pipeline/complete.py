@@ -126,6 +126,11 @@ def without_effect(record: Record, checked: Checked) -> list[str]:
     if values["negative_prompt"] and (not values["do_scale"] or values["scale"] <= 1):
         reason = "it has no effect without a scale over 1" if values["do_scale"] else "do_scale is false"
         warnings.append(f"negative_prompt did nothing: {reason}")
+    hires: Hires | None = values["hires"]
+    if hires is not None and hires.strength and values["image"] is None and "strength" in written:
+        warnings.append(f"{written['strength']} did nothing: hires has its own strength, and there is no image")
+    if hires is not None and hires.cfg is not None and not values["do_scale"]:
+        warnings.append("hires.cfg did nothing: do_scale is false")
     return warnings
 
 
