@@ -142,3 +142,10 @@ def test_calls_from_several_threads_share_one_engine(tiny_checkpoint: Path) -> N
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(sd_core.ModelError, match=r"absent|vocab"):
         sd_core.load(tmp_path / "absent.safetensors")
+
+
+def test_nested_fields_are_dictionaries(model: sd_core.Model) -> None:
+    (image,) = model.generate("a cat", steps=1, seed=1, hires={"scale": 1.5, "upscaler": "Latent"}, freeu={"b1": 1.2})
+    assert image.size == (96, 96)
+    with pytest.raises(sd_core.InvalidRequest, match=r"hires.upscaler: '4x' is not here; there are: lanczos"):
+        model.generate("a cat", hires={"upscaler": "4x"})

@@ -14,7 +14,7 @@ from torch import Tensor
 from sd_core.cache import LRU
 from sd_core.engine.memory import is_out_of_memory
 from sd_core.models.given import Given
-from sd_core.models.unet import UNet, UNetStep
+from sd_core.models.unet import KeepingStep, OutermostStep, UNet, UNetStep
 
 # Rows of a forward; one with more runs without a graph. Padding to the next size wastes at most a third of the rows.
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -82,16 +82,24 @@ class _Graph:
     """One captured forward, with the memory that it reads and writes."""
 
     def __init__(
-        self, bucket: Bucket, plain: UNetStep, step: Step, capture: Capture, latents: Tensor, given: Given
+        self,
+        bucket: Bucket,
+        plain: UNetStep,
+        step: Step,
+        capture: Capture,
+        latents: Tensor,
+        given: Given,
+        deep: Tensor | None,
     ) -> None:
         self._bucket, self._plain = bucket, plain
         self._latents = latents.new_zeros(bucket.pictures, *latents.shape[1:])
         self._timesteps = torch.zeros(bucket.pictures, device=latents.device)
         self._image_of_row = torch.zeros(bucket.rows, dtype=torch.long, device=latents.device)
         self._read = [each.new_zeros(bucket.rows, *each.shape[1:]) for each in plain.flatten(given)]
+        self._deep = [] if deep is None else [deep.new_zeros(bucket.rows, *deep.shape[1:])]
         self._load(given)
         self._replay, self._output = capture(
-            lambda: step(self._latents, self._timesteps, self._image_of_row, *self._read)
+            lambda: step(self._latents, self._timesteps, self._image_of_row, *self._deep, *self._read)
         )
 
     def _load(self, given: Given) -> None:
@@ -102,13 +110,15 @@ class _Graph:
             self._image_of_row[:rows] = given.image_of_row
         self._given = given
 
-    def __call__(self, latents: Tensor, timesteps: Tensor, given: Given) -> Tensor:
-        if given is not self._given:  # most steps have the same prompts as the step before
+    def __call__(self, latents: Tensor, timesteps: Tensor, given: Given, deep: Tensor | None) -> Tensor:
+        if given is not self._given:  # most steps are given what the step before was
             self._load(given)
         if self._bucket.pictures == self._bucket.rows:
             latents, timesteps = given.per_row(latents), given.per_row(timesteps)
         self._latents[: len(latents)] = latents
         self._timesteps[: len(timesteps)] = timesteps
+        if deep is not None:
+            self._deep[0][: len(deep)] = deep
         self._replay()
         return self._output[: rows_and_tokens(given)[0]].clone()
 
@@ -122,16 +132,32 @@ class GraphedUNet:
 
     def __init__(self, unet: UNet, packages: Mapping[Bucket, Step], capture: Capture) -> None:
         self._unet, self._packages, self._capture = unet, packages, capture
-        self._plain = UNetStep(unet)
-        self._graphs: LRU[Bucket, _Graph | str] = LRU(MAX_GRAPHS)
+        self._plain, self._keeping, self._outermost = UNetStep(unet), KeepingStep(unet), OutermostStep(unet)
+        self._graphs: LRU[tuple[UNetStep, Bucket], _Graph | str] = LRU(MAX_GRAPHS)
         self._captures = True
 
     def __call__(self, latents: Tensor, timesteps: Tensor, given: Given) -> Tensor:
-        is_eager = not given.is_plain or not self._captures
-        bucket = None if is_eager else Bucket.of(latents, given)
-        graph = None if bucket is None else self._graph(bucket, latents, given)
-        output: Tensor = (graph or self._unet)(latents, timesteps, given)
+        graph = self._graph(self._plain, latents, given)
+        if graph is not None:
+            return graph(latents, timesteps, given, None)
+        output: Tensor = self._unet(latents, timesteps, given)
         return output
+
+    def whole(self, latents: Tensor, timesteps: Tensor, given: Given) -> tuple[Tensor, Tensor]:
+        """As `UNet.whole`."""
+        graph = self._graph(self._keeping, latents, given)
+        if graph is None:
+            return self._unet.whole(latents, timesteps, given)
+        config = self._unet.config
+        output, deep = graph(latents, timesteps, given, None).split([config.out_channels, config.channels[0]], dim=1)
+        return output, deep.to(self._unet.dtype)
+
+    def outermost(self, latents: Tensor, timesteps: Tensor, deep: Tensor, given: Given) -> Tensor:
+        """As `UNet.outermost`."""
+        graph = self._graph(self._outermost, latents, given, deep)
+        if graph is None:
+            return self._unet.outermost(latents, timesteps, deep, given)
+        return graph(latents, timesteps, given, deep)
 
     def warm_up(self) -> None:
         """Capture the graphs of the packages, so that the first jobs of their shapes do not have to."""
@@ -144,16 +170,20 @@ class GraphedUNet:
         """Free the graphs' memory."""
         self._graphs.clear()
 
-    def _graph(self, bucket: Bucket, latents: Tensor, given: Given) -> _Graph | None:
-        """The bucket's graph, captured when the bucket is used for the second time."""
-        graph = self._graphs.get(bucket)
+    def _graph(self, plain: UNetStep, latents: Tensor, given: Given, deep: Tensor | None = None) -> _Graph | None:
+        """The graph of this step for the forward's bucket, captured when it comes for the second time."""
+        bucket = Bucket.of(latents, given) if given.is_plain and self._captures else None
+        if bucket is None:
+            return None
+        key = plain, bucket
+        graph = self._graphs.get(key)
         if graph is None:
-            self._graphs.put(bucket, SEEN)
+            self._graphs.put(key, SEEN)
             return None
         if isinstance(graph, str):
-            step = self._packages.get(bucket, self._plain)
+            step = self._packages.get(bucket, plain) if plain is self._plain else plain
             try:
-                graph = _Graph(bucket, self._plain, step, self._capture, latents, given)
+                graph = _Graph(bucket, plain, step, self._capture, latents, given, deep)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
@@ -162,7 +192,7 @@ class GraphedUNet:
                 self._captures = False
                 self.clear()
                 return None
-            self._graphs.put(bucket, graph)
+            self._graphs.put(key, graph)
         return graph
 
 

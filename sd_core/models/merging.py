@@ -10,6 +10,9 @@ from torch import Tensor
 WINDOW = 2
 """Of each window of so many tokens a side, the first is a target, into which others are merged."""
 
+SCORES_AT_ONCE = 2**24
+"""Products of sources and targets that are held together: all of those of a picture of 2048x2048 would take 3 GB."""
+
 
 @dataclass(frozen=True)
 class Merging:
@@ -42,10 +45,10 @@ class Merging:
         if not count:
             everything = torch.arange(len(sources), device=x.device)[:, None].expand(len(x), -1, -1)
             return cls(sources, targets, everything, everything[:, :0], everything[:, :0])
-        nearest = (directions[:, sources] @ directions[:, targets].transpose(1, 2)).max(dim=-1)
-        order = nearest.values.argsort(dim=-1, descending=True)[..., None]
+        likeness, nearest = _nearest(directions[:, sources], directions[:, targets])
+        order = likeness.argsort(dim=-1, descending=True)[..., None]
         gone, kept = order[:, :count], order[:, count:]
-        return cls(sources, targets, kept, gone, nearest.indices[..., None].gather(1, gone))
+        return cls(sources, targets, kept, gone, nearest[..., None].gather(1, gone))
 
     def merge(self, x: Tensor) -> Tensor:  # (B, H * W, C)
         """The tokens that stay and the targets, (B, H * W - r, C)."""
@@ -66,3 +69,10 @@ class Merging:
         out = x.new_empty(len(x), len(self.sources) + len(self.targets), width)
         out[:, self.sources], out[:, self.targets] = sources, targets
         return out
+
+
+def _nearest(sources: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:  # (B, S, C), (B, D, C)
+    """The likeness of each source to its nearest target, and that target's number, (B, S) each."""
+    at_once = max(1, SCORES_AT_ONCE // (len(sources) * targets.shape[1]))
+    parts = [(part @ targets.transpose(1, 2)).max(dim=-1) for part in sources.split(at_once, dim=1)]
+    return torch.cat([part.values for part in parts], dim=1), torch.cat([part.indices for part in parts], dim=1)

@@ -271,7 +271,26 @@ class UNetStep(nn.Module):
 
     def forward(self, latents: Tensor, timesteps: Tensor, image_of_row: Tensor, *read: Tensor) -> Tensor:
         """If there are as many inputs as prompts, row i is input i and `image_of_row` is ignored."""
-        keys_values = dict(zip(self._names, zip(read[::2], read[1::2], strict=True), strict=True))
-        expands = len(read[0]) != len(latents)
-        out: Tensor = self.unet(latents, timesteps, Given(keys_values, image_of_row if expands else None))
+        out: Tensor = self.unet(latents, timesteps, self._given(latents, image_of_row, read))
         return out
+
+    def _given(self, latents: Tensor, image_of_row: Tensor, read: tuple[Tensor, ...]) -> Given:
+        keys_values = dict(zip(self._names, zip(read[::2], read[1::2], strict=True), strict=True))
+        return Given(keys_values, image_of_row if len(read[0]) != len(latents) else None)
+
+
+class KeepingStep(UNetStep):
+    """`UNetStep` whose answer has the deep features as further channels."""
+
+    def forward(self, latents: Tensor, timesteps: Tensor, image_of_row: Tensor, *read: Tensor) -> Tensor:
+        output, deep = self.unet.whole(latents, timesteps, self._given(latents, image_of_row, read))
+        return torch.cat([output, deep.to(output.dtype)], dim=1)
+
+
+class OutermostStep(UNetStep):
+    """The outermost block alone; the deep features (R, channels[0], H, W) come before keys and values."""
+
+    def forward(self, latents: Tensor, timesteps: Tensor, image_of_row: Tensor, *read: Tensor) -> Tensor:
+        deep, *keys_values = read
+        given = self._given(latents, image_of_row, tuple(keys_values))
+        return self.unet.outermost(latents, timesteps, deep.to(self.unet.dtype), given)

@@ -247,6 +247,12 @@ def without_effect(record: Record, checked: Checked) -> list[str]:
     is_whole = implied(checked)["inpaint_area"] == "whole"
     if "inpaint_padding" in written and is_whole and values["inpaint_padding"] != record["inpaint_padding"].default:
         warnings.append(f"{written['inpaint_padding']} did nothing: it has no effect unless inpaint_area is masked")
+    hires: Hires | None = values["hires"]
+    has_own = hires is not None and hires.strength and hires.strength != values["strength"]
+    if has_own and values["image"] is None and "strength" in written:
+        warnings.append(f"{written['strength']} did nothing: hires has its own strength, and there is no image")
+    if hires is not None and hires.cfg is not None and not values["do_scale"]:
+        warnings.append("hires.cfg did nothing: do_scale is false")
     return warnings
 
 

@@ -64,6 +64,24 @@ def test_a_graph_computes_what_the_network_does(unet: UNet, pictures: list[int])
             assert capture.captured == min(seed, 1)
 
 
+@pytest.mark.parametrize("pictures", [[1], [2], [2, 1], [2] * 7], ids=str)
+def test_graphs_of_whole_and_outermost_steps_answer_as_the_network_does(unet: UNet, pictures: list[int]) -> None:
+    capture = Repeats()
+    graphed = GraphedUNet(unet, {}, capture)
+    with torch.inference_mode():
+        for seed in range(4):
+            latents, timesteps, context, rows = forward(pictures, seed=seed)
+            given = unet.given(context, rows)
+            output, deep = unet.whole(latents, timesteps, given)
+            for answer, expected in zip(graphed.whole(latents, timesteps, given), (output, deep), strict=True):
+                torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
+            for scale in (1.0, -1.0):  # the same prompts with other features
+                shallow = graphed.outermost(latents, timesteps, scale * deep, given)
+                expected = unet.outermost(latents, timesteps, scale * deep, given)
+                torch.testing.assert_close(shallow, expected, rtol=1e-4, atol=1e-5)
+            assert capture.captured == (1, 2, 2, 2)[seed]
+
+
 def test_a_graph_serves_smaller_forwards_without_traces_of_earlier_ones(unet: UNet) -> None:
     capture = Repeats()
     graphed = GraphedUNet(unet, {}, capture)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sd_core.engine.kinds import kinds_of
 from sd_core.engine.kinds.kind import Degraded
+from sd_core.engine.kinds.rows import rows_of
 from sd_core.engine.kinds.text import TextKind
 from sd_core.engine.kinds.unet import UNetKind, shared_lengths
 from sd_core.engine.kinds.upscale import UpscaleKind
@@ -250,6 +251,28 @@ class TestUNet:
         assert outermost == [2]
         assert kind.bytes(works[0]) > kind.bytes(self.work(tiny_model, 1, (1, 2)))
         assert unet.dtype == torch.float32
+
+    @torch.inference_mode()
+    @pytest.mark.parametrize("tokens", [(7, 14), (7, 1300)], ids=["together", "apart"])
+    def test_extras_and_prompts_of_different_lengths_go_together(
+        self, tiny_model: StableDiffusion, kind: UNetKind, tokens: tuple[int, int]
+    ) -> None:
+        short, long = (self.context(tiny_model, seed, length) for seed, length in enumerate(tokens))
+        plain = replace(self.work(tiny_model, 1, (1, 2)), contexts=(short, long))
+        freeu = replace(self.work(tiny_model, 2, (1,)), contexts=(long,), extras=Extras(freeu=(1.5, 1.6, 0.9, 0.2)))
+        kept = replace(self.work(tiny_model, 3, (1, 2)), contexts=(long, short), keeps_deep=True)
+        works = [plain, replace(plain, perturbed=(1,)), freeu, kept]
+        assert len({kind.key(work) for work in works}) == 1
+        expected = [kind.run([row.alone()])[0] for row in rows_of(works)]
+        rows = [row for answer in kind.run(works)[:3] for row in answer.split(1)]
+        output, deep = kind.run(works)[3]
+        rows += zip(output.split(1), deep.split(1), strict=True)
+        for row, own in zip(rows, expected, strict=True):
+            torch.testing.assert_close(row, own, rtol=1e-4, atol=1e-4)
+        shallow = [replace(kept, keeps_deep=False, deep=deep), replace(kept, keeps_deep=False, deep=2 * deep)]
+        for answer, work in zip(kind.run(shallow), shallow, strict=True):
+            alone = torch.cat([kind.run([row.alone()])[0] for row in rows_of([work])])
+            torch.testing.assert_close(answer, alone, rtol=1e-4, atol=1e-4)
 
     @torch.inference_mode()
     def test_extras_survive_running_row_by_row(self, tiny_model: StableDiffusion, kind: UNetKind) -> None:

@@ -5,6 +5,7 @@ import tomesd
 import torch
 from torch import Tensor
 
+from sd_core.models import merging
 from sd_core.models.given import Given
 from sd_core.models.merging import Merging
 from sd_core.models.unet import UNet
@@ -30,18 +31,26 @@ def test_the_tokens_that_its_authors_merge(size: tuple[int, int], ratio: float) 
     merge, unmerge = tomesd.merge.bipartite_soft_matching_random2d(
         x, width, height, 2, 2, int(height * width * ratio), no_rand=True
     )
-    merging = Merging.of(x, size, ratio)
+    ours = Merging.of(x, size, ratio)
     for each in (x, other):
-        torch.testing.assert_close(in_order(merging.merge(each)), in_order(merge(each)))
-        torch.testing.assert_close(merging.unmerge(merging.merge(each)), unmerge(merge(each)))
+        torch.testing.assert_close(in_order(ours.merge(each)), in_order(merge(each)))
+        torch.testing.assert_close(ours.unmerge(ours.merge(each)), unmerge(merge(each)))
+
+
+def test_large_pictures_are_compared_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = tokens((8, 8))
+    whole = Merging.of(x, (8, 8), 0.5)
+    monkeypatch.setattr(merging, "SCORES_AT_ONCE", 2 * 16 * 5)
+    sliced = Merging.of(x, (8, 8), 0.5)
+    assert torch.equal(whole.gone, sliced.gone) and torch.equal(whole.into, sliced.into)
 
 
 @pytest.mark.parametrize("size", [(1, 9), (5, 1), (8, 8)], ids=str)
 def test_without_windows_or_ratio_nothing_is_merged(size: tuple[int, int]) -> None:
     x = tokens(size)
-    merging = Merging.of(x, size, 0.0 if size == (8, 8) else 0.5)
-    assert merging.merge(x).shape == x.shape
-    assert torch.equal(merging.unmerge(merging.merge(x)), x)
+    nothing = Merging.of(x, size, 0.0 if size == (8, 8) else 0.5)
+    assert nothing.merge(x).shape == x.shape
+    assert torch.equal(nothing.unmerge(nothing.merge(x)), x)
 
 
 @torch.inference_mode()

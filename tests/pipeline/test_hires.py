@@ -66,6 +66,34 @@ def test_with_lanczos_it_is_three_jobs_byte_for_byte(engine: Engine) -> None:
     assert not np.array_equal(image, image_of(engine, replace(redrawn, strength_steps="scaled")))
 
 
+@pytest.mark.parametrize(
+    ("sampler", "has_eta"), [("dpm2_a", True), ("heun", False), ("dpmpp_sde", True)], ids=["kept", "dropped", "path"]
+)
+def test_the_second_pass_has_the_jobs_noise_and_the_options_of_its_own_sampler(
+    engine: Engine, sampler: str, has_eta: bool
+) -> None:
+    job = replace(
+        REQUEST, eta=0.5, rng="nv", variation_seed=8, variation_strength=0.3, eta_noise_seed_delta=31337, clip_skip=2
+    )
+    larger = np.array(Image.fromarray(image_of(engine, job)).resize((96, 96), Image.Resampling.LANCZOS))
+    redrawn = replace(
+        job, image=larger, width=96, height=96, strength=0.6, strength_steps="exact", sampler=sampler,
+        eta=0.5 if has_eta else None,
+    )  # fmt: skip
+    hires = Hires(scale=1.5, strength=0.6, sampler=sampler, schedule="default")
+    assert np.array_equal(image_of(engine, replace(job, hires=hires)), image_of(engine, redrawn))
+
+
+def test_the_second_pass_reads_edits_as_a_pass_of_its_own(engine: Engine) -> None:
+    """AUTOMATIC1111's rule: numbers from 1 to 2 with a point are parts of the second pass."""
+    edited = replace(asking(scale=1.5, steps=4), prompt="a [cat:dog:1.5]")
+    first = image_of(engine, replace(REQUEST, prompt="a cat"))
+    halfway = asking(scale=1.5, steps=4, prompt="a [cat:dog:1.5]")
+    assert np.array_equal(image_of(engine, edited), image_of(engine, halfway))
+    assert not np.array_equal(image_of(engine, edited), image_of(engine, asking(scale=1.5, steps=4)))
+    assert np.array_equal(first, image_of(engine, replace(REQUEST, prompt="a [cat:dog:1.5]")))
+
+
 def test_what_is_left_out_is_the_jobs_own(engine: Engine) -> None:
     image = image_of(engine, asking())
     written_out = asking(

@@ -132,21 +132,22 @@ class UNetKind(Kind[UNetWork]):
         The deep features of each row too if they are kept.
         """
         network = rows[0].work.network
-        unet = self._pool.unet(network)
+        step = self._pool.step(network)
         first_rows = {row.input: row for row in reversed(rows)}
         inputs = list(dict.fromkeys(row.input for row in rows))
         latents = torch.cat([first_rows[each].latents for each in inputs])
         timesteps = torch.tensor([first_rows[each].work.timestep for each in inputs], dtype=torch.float32)
         times = upload(timesteps, self._pool.device)
         images = [inputs.index(row.input) for row in rows]
-        given = departing(self._given(network, [row.context for row in rows], images, tokens), rows, unet)
+        given = departing(
+            self._given(network, [row.context for row in rows], images, tokens), rows, self._pool.unet(network)
+        )
         deep = [row.deep for row in rows if row.deep is not None]
         if deep:
-            return unet.outermost(latents, times, torch.cat(deep), given), None
+            return step.outermost(latents, times, torch.cat(deep), given), None
         if keeps_deep:
-            return unet.whole(latents, times, given)
-        output: Tensor = self._pool.step(network)(latents, times, given)
-        return output, None
+            return step.whole(latents, times, given)
+        return step(latents, times, given), None
 
     def _given(self, network: str, contexts: Sequence[Context], images: Sequence[int], tokens: int) -> Given:
         """What a forward is given; the same object as long as rows and prompts stay the same."""

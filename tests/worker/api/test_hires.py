@@ -81,7 +81,11 @@ def test_strength_is_that_of_the_second_pass_unless_there_is_an_image() -> None:
     job = parse(strength=0.3, hires={})
     assert job.request.hires is not None
     assert job.request.hires.strength == job.request.strength == 0.3 and job.warnings == ()
-    assert hires_of(strength=0.3, hires={"strength": 0.5}).strength == 0.5
+    both = parse(denoising_strength=0.3, hires={"strength": 0.5, "cfg": 2}, do_scale=False)
+    assert both.request.hires is not None and both.request.hires.strength == 0.5
+    assert [warning.split(":")[0] for warning in both.warnings] == [
+        "denoising_strength did nothing", "hires.cfg did nothing"
+    ]  # fmt: skip
     with_image = parse(strength=0.3, image="aGk=", hires={})
     assert with_image.request.hires is not None
     assert (with_image.request.strength, with_image.request.hires.strength) == (0.3, 0.7)
