@@ -30,6 +30,7 @@ PROMISED = {
     "first": {"first_s", "second_s", "ratio"},
     "demo": {"seconds", "timings_ms"},
     "batch": {"seconds", "ratio_to_batch_1"},
+    "prompts": {"short_s", "mixed_s", "ratio", "parse_s"},
 }
 
 
