@@ -83,7 +83,7 @@ def test_what_the_caller_should_know_is_a_warning(model: sd_core.Model) -> None:
         model.generate("a cat", steps=1, strength=0.5)
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="prompt is longer than 75 tokens"):
-        model.generate("a cat " * 80, steps=1)
+        model.generate("a cat " * 80, steps=1, prompt_syntax="plain")
 
 
 def test_help_lists_the_fields_with_their_defaults(model: sd_core.Model) -> None:
