@@ -8,6 +8,7 @@
 | for SDXL | `clip_l`, which is for this text encoder, and `clip_g` |
 | a list of dictionaries, `.pt` | any; their vectors follow one another |
 | a LoRA that brings its words | `bundle_emb.NAME.string_to_param.*` |
+| a picture, PNG or WebP | none: see `embedding_picture` |
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sd_core.errors import ModelError
+from sd_core.formats.embedding_picture import read_picture
 from sd_core.formats.files import TensorFile, first_bytes, is_pickle, open_safetensors
 from sd_core.formats.keys import show, show_some
 from sd_core.formats.unpickle import read_checkpoint
@@ -27,6 +29,7 @@ from sd_core.work import Embedding
 MAX_BYTES = 2**26
 """The largest embeddings, 75 vectors in float32 with an optimizer's state, have less than a megabyte."""
 
+_PICTURES = (b"\x89PNG", b"RIFF")
 _A1111 = "string_to_param."
 _LISTED = re.compile(r"\d+\.")
 _BUNDLED = re.compile(r"bundle_emb\.(.+)\.string_to_param\.[^.]*")
@@ -38,12 +41,17 @@ def load_embedding(path: Path) -> Embedding:
     Pickled files are read by the reader that runs nothing of what is in them. Raises `ModelError` that names the file
     if it is missing, damaged, or of another kind.
     """
-    with _opened(path) as file:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ModelError(f"{path} has {size:,} bytes: it is not an embedding")
-        word, stored = _chosen(file)
-        vectors = torch.cat([_vectors(file, name) for name in stored])
+    head = first_bytes(path)
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ModelError(f"{path} has {size:,} bytes: it is not an embedding")
+    if head.startswith(_PICTURES):
+        word, vectors = read_picture(path)
+        vectors = _checked(vectors, path, "its tensor")
+    else:
+        with read_checkpoint(path) if is_pickle(head) else open_safetensors(path) as file:
+            word, stored = _chosen(file)
+            vectors = torch.cat([_vectors(file, name) for name in stored])
     names = (path.stem,) if word is None else (path.stem, word)
     return Embedding(names, hashlib.sha256(path.read_bytes()).hexdigest(), vectors)
 
@@ -63,10 +71,6 @@ def bundled_embeddings(path: Path) -> list[Embedding]:
     return embeddings
 
 
-def _opened(path: Path) -> TensorFile:
-    return read_checkpoint(path) if is_pickle(first_bytes(path)) else open_safetensors(path)
-
-
 def _chosen(file: TensorFile) -> tuple[str | None, Sequence[str]]:
     """The word that the file itself has for its vectors, if any, and the names of the tensors that hold them."""
     names = list(file.tensors)
@@ -84,13 +88,19 @@ def _chosen(file: TensorFile) -> tuple[str | None, Sequence[str]]:
 
 
 def _vectors(file: TensorFile, name: str) -> Tensor:
-    """A tensor's vectors (n, width), n at least 1."""
+    """A tensor's vectors (n, width), n at least 1, float32."""
     stored = file.tensors[name]
-    if not stored.dtype.is_floating_point or len(stored.shape) not in (1, 2) or 0 in stored.shape:
+    if not stored.dtype.is_floating_point or len(stored.shape) not in (1, 2):
         raise ModelError(
             f"{file.path}: {show(name)} of {stored.dtype} {list(stored.shape)} is not vectors of an embedding"
         )
-    vectors = file.read(name).float()
+    return _checked(file.read(name).float(), file.path, show(name))
+
+
+def _checked(vectors: Tensor, path: Path, name: str) -> Tensor:
+    """Vectors (n, width), n at least 1, of a tensor that may be a single one."""
+    if vectors.dim() not in (1, 2) or not vectors.numel():
+        raise ModelError(f"{path}: {name} of shape {list(vectors.shape)} is not vectors of an embedding")
     if not vectors.isfinite().all():
-        raise ModelError(f"{file.path}: {show(name)} holds infinities or not-a-numbers")
+        raise ModelError(f"{path}: {name} holds infinities or not-a-numbers")
     return vectors[None] if vectors.dim() == 1 else vectors

@@ -35,6 +35,7 @@ PROMISED = {
     "demo": {"seconds", "timings_ms"},
     "batch": {"seconds", "ratio_to_batch_1"},
     "deepcache": {"seconds", "speedup", "denoise_speedup"},
+    "prompts": {"short_s", "mixed_s", "ratio", "parse_s"},
 }
 
 

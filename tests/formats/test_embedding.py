@@ -1,13 +1,19 @@
 """Textual inversions in every layout that is in use, and what is not one."""
 
+import base64
 import hashlib
+import json
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -105,6 +111,80 @@ def test_a_lora_may_bring_embeddings(saved: Callable[..., Path]) -> None:
 
 def test_most_loras_bring_none(saved: Callable[..., Path]) -> None:
     assert bundled_embeddings(saved({"lora_unet_x.lora_up.weight": torch.zeros(4, 4)})) == []
+
+
+DATA = {"string_to_param": {"*": {"TORCHTENSOR": VECTORS.tolist()}}, "string_to_token": {"*": 265}, "name": "my style"}
+
+
+def picture_with_text(data: Any) -> Image.Image:
+    picture = Image.new("RGB", (8, 8), "red")
+    picture.info["sd-ti-embedding"] = base64.b64encode(json.dumps(data).encode()).decode()
+    return picture
+
+
+def picture_with_borders(data: bytes) -> Image.Image:
+    """As the web UI lays it out: low bits at the left, high bits at the right, hidden by its random numbers."""
+    rows = 32
+    padded = np.resize(
+        np.frombuffer(zlib.compress(data), np.uint8), -(-len(zlib.compress(data)) // (3 * rows)) * 3 * rows
+    )
+    state, hidden = 0, []
+    for _ in padded:
+        state = (1_664_525 * state + 1_013_904_223) % 2**32
+        hidden.append(state % 255 & 15)
+    low, high = ((half ^ np.array(hidden, np.uint8) | 0x40).reshape(rows, -1, 3) for half in (padded & 15, padded >> 4))
+    black, middle = np.zeros((rows, 1, 3), np.uint8), np.full((rows, 9, 3), 0x35, np.uint8)
+    framed = np.concatenate([low, black, middle, black, high], axis=1)
+    return Image.fromarray(np.pad(framed, ((2, 3), (4, 1), (0, 0))))
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_a_picture_may_hold_an_embedding_in_its_pixels(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"style.{suffix}"
+    picture_with_borders(json.dumps(DATA).encode()).save(path, lossless=True)
+    embedding = load_embedding(path)
+    assert embedding.names == ("style", "my style")
+    assert torch.equal(embedding.vectors, VECTORS)
+
+
+def test_a_png_may_hold_an_embedding_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "style.png"
+    picture = picture_with_text(DATA)
+    text = PngInfo()
+    text.add_text("sd-ti-embedding", picture.info["sd-ti-embedding"])
+    picture.save(path, pnginfo=text)
+    embedding = load_embedding(path)
+    assert embedding.names == ("style", "my style")
+    assert torch.equal(embedding.vectors, VECTORS)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.new("RGB", (8, 8), "black"),
+        Image.new("RGB", (8, 8), "red"),
+        picture_with_borders(b"[]"),
+        picture_with_borders(b"[" * 100_000),
+        picture_with_borders(b'{"string_to_param": {}}'),
+        picture_with_borders(b'{"string_to_param": {"*": {"TORCHTENSOR": [[1], [1, 2]]}}}'),
+        picture_with_borders(b'{"string_to_param": {"*": {"TORCHTENSOR": "x"}}}'),
+        picture_with_borders(b" " * (2**25 + 1)),
+    ],
+    ids=range(8),
+)
+def test_other_pictures_are_refused_by_name(tmp_path: Path, picture: Image.Image) -> None:
+    path = tmp_path / "style.png"
+    picture.save(path)
+    with pytest.raises(ModelError, match="is a picture without a readable embedding") as refused:
+        load_embedding(path)
+    assert str(refused.value).startswith(str(path))
+
+
+def test_a_large_picture_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "style.png"
+    Image.new("1", (2**13, 2**12)).save(path)
+    with pytest.raises(ModelError, match="has 8192 x 4096 pixels"):
+        load_embedding(path)
 
 
 @pytest.mark.parametrize(
