@@ -30,6 +30,7 @@ PROMISED = {
     "first": {"first_s", "second_s", "ratio"},
     "demo": {"seconds", "timings_ms"},
     "batch": {"seconds", "ratio_to_batch_1"},
+    "samplers": {"seconds", "ratio", "waiting"},
 }
 
 

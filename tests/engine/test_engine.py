@@ -1,5 +1,6 @@
 """The drawing thread: futures, cancellation, errors, and pictures that do not depend on their company."""
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from sd_core.models.given import Given
 from sd_core.models.unet import UNet
 from sd_core.models.vae import TILE, VAE
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.sample import Run
 from sd_core.request import Progress, Request
 from sd_core.sampling.registry import SOLVERS
 
@@ -59,6 +61,47 @@ def test_each_picture_of_a_batch_is_its_seeds_own(engine: Engine) -> None:
         alone = engine.submit(replace(REQUEST, seed=seed)).result().images[0]
         assert levels_apart(image, alone) <= 1
     assert levels_apart(together.images[0], together.images[1]) > 20
+
+
+NOISES = [
+    replace(REQUEST, sampler="dpmpp_sde", schedule="karras", steps=4),
+    replace(REQUEST, sampler="dpmpp_3m_sde", schedule="exponential", steps=6),
+    replace(REQUEST, rng="nv", steps=6),
+    replace(REQUEST, rng="nv", sampler="dpmpp_2m_sde", eta_noise_seed_delta=31337),
+    replace(REQUEST, variation_seed=8, variation_strength=0.4),
+]
+
+
+def test_noise_does_not_depend_on_the_neighbours(engine: Engine) -> None:
+    alone = [engine.submit(request).result().images[0] for request in NOISES]
+    futures = [engine.submit(request) for request in NOISES]
+    for future, expected in zip(futures, alone, strict=True):
+        assert levels_apart(future.result().images[0], expected) <= 1
+
+
+def test_every_way_to_change_the_noise_changes_the_picture(engine: Engine) -> None:
+    ways = [{}, {"rng": "nv"}, {"eta_noise_seed_delta": 1}, {"variation_seed": 8, "variation_strength": 0.4}]
+    ways += [{"eta": 0.3}, {"s_noise": 1.2}]
+    pictures = [engine.submit(replace(REQUEST, **way)).result().images[0] for way in ways]
+    assert all(levels_apart(one, other) > 5 for one, other in itertools.combinations(pictures, 2))
+
+
+def test_variations_of_one_seed_count_the_variation_seed_up(engine: Engine) -> None:
+    request = replace(REQUEST, variation_seed=8, variation_strength=0.4)
+    together = engine.submit(replace(request, num_images=2)).result()
+    assert together.seeds == [3, 3]
+    for image, variation_seed in zip(together.images, (8, 9), strict=True):
+        alone = engine.submit(replace(request, variation_seed=variation_seed)).result().images[0]
+        assert levels_apart(image, alone) <= 1
+
+
+def test_image_to_image_follows_the_path_of_the_whole_schedule(engine: Engine) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    request = replace(REQUEST, sampler="dpmpp_2m_sde", schedule="karras", steps=5, image=picture, strength=0.6)
+    spans = [request.steps, 5 * request.steps]
+    noises = [Run.of(replace(request, steps=steps)).span(engine.models["tiny"]) for steps in spans]
+    assert noises[0] == pytest.approx((0.0291675, 14.614641), rel=1e-4) and noises[0] == noises[1]
+    assert engine.submit(request).result().images
 
 
 def test_the_same_request_draws_the_same_picture(engine: Engine) -> None:
