@@ -2,8 +2,10 @@
 
 from collections.abc import Generator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from sd_core.request import Request
 from sd_core.sampling import noise
 from sd_core.sampling.ahead import DEPTH, Ahead
 from sd_core.sampling.brownian import BrownianTree
-from sd_core.work import Context, DecodeWork, HostTask, TextWork, UNetWork
+from sd_core.work import Context, DecodeWork, EncodeWork, HostTask, TextWork, UNetWork
 from tests.support.drive import drive
 
 NUMBERS = [torch.tensor(float(number)) for number in range(8)]
@@ -106,6 +108,20 @@ def test_a_sampler_that_takes_more_than_one_finds_them_all_the_same() -> None:
         ahead.take()
 
 
+def network(asked: Any) -> Any:
+    """Stands in for the networks and the host's pool."""
+    match asked:
+        case TextWork(prompts=prompts):
+            return tuple(Context(prompt, torch.zeros(1, 3, 2)) for prompt in prompts)
+        case EncodeWork():
+            return torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)
+        case UNetWork(latents=latents, contexts=contexts):
+            return latents.expand(len(contexts), -1, -1, -1)
+        case DecodeWork():
+            return torch.zeros(1, 3, 64, 64)
+    return run_at_once(asked)
+
+
 @pytest.mark.parametrize(
     ("sampler", "rng", "made"),
     [
@@ -133,16 +149,9 @@ def test_pictures_make_what_takes_time_on_the_host(
     monkeypatch.setattr(noise, "philox_normal", counted(philox))
 
     def answer(asked: Any) -> Any:
-        match asked:
-            case TextWork(prompts=prompts):
-                return tuple(Context(prompt, torch.zeros(1, 3, 2)) for prompt in prompts)
-            case UNetWork(latents=latents, contexts=contexts):
-                return latents.expand(len(contexts), -1, -1, -1)
-            case DecodeWork():
-                return torch.zeros(1, 3, 64, 64)
-        on_host[0] = True
+        on_host[0] = isinstance(asked, HostTask)
         try:
-            return run_at_once(asked)
+            return network(asked)
         finally:
             on_host[0] = False
 
@@ -151,3 +160,25 @@ def test_pictures_make_what_takes_time_on_the_host(
     drive(picture, answer)
     assert sum(places) == made
     assert places.count(False) == {"cpu": 0, "nv": 2 if sampler == "euler_a" else 1}[rng]
+
+
+def test_a_path_spans_the_whole_schedule_even_with_an_image(
+    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+
+    def recorded(seed: int, low: float, high: float, shape: tuple[int, ...]) -> BrownianTree:
+        paths.append((seed, low, high, shape))
+        return BrownianTree(seed, low, high, shape)
+
+    monkeypatch.setattr(noise, "BrownianTree", recorded)
+    image = np.zeros((64, 64, 3), np.uint8)
+    request = Request("", seed=7, width=64, height=64, steps=10, sampler="dpmpp_2m_sde", schedule="ddim_uniform")
+    for job in (request, replace(request, image=image, strength=0.3)):
+        (picture,) = prepare(job, tiny_model).pictures
+        drive(picture, network)
+    assert paths[0] == paths[1]
+    seed, low, high, shape = paths[0]
+    assert (seed, shape) == (7, (1, 4, 8, 8))
+    assert (low, high) == pytest.approx((0.0413, 8.3907), abs=6e-5), "not the model's own ends"
+    assert (low, high) == (float(np.float32(low)), float(np.float32(high)))
