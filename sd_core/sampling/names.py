@@ -76,8 +76,8 @@ class Registry:
         return fold(name) in self._schedule_spellings
 
     def is_sampler(self, name: str) -> bool:
-        """Whether this is a spelling of a sampler, with or without a schedule in it."""
-        return name in self._ids or fold(name) in self._sampler_spellings
+        """Whether this is a spelling of a sampler, with or without a schedule in it; a schedule's own id is not."""
+        return name in self._ids or (fold(name) in self._sampler_spellings and name not in self.schedules)
 
     def schedule_names(self) -> list[str]:
         return list(self.schedules)

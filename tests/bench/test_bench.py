@@ -36,6 +36,7 @@ PROMISED = {
     "batch": {"seconds", "ratio_to_batch_1"},
     "deepcache": {"seconds", "speedup", "denoise_speedup"},
     "prompts": {"short_s", "mixed_s", "ratio", "parse_s"},
+    "samplers": {"seconds", "ratio", "waiting"},
 }
 
 

@@ -92,6 +92,42 @@ def test_a_host_task_does_not_delay_other_images(engine: Engine) -> None:
     assert threads != ["engine"]
 
 
+def test_a_picture_goes_on_while_the_host_works_ahead(engine: Engine, doubling: DoublingKind) -> None:
+    go_on, threads = threading.Event(), list[str]()
+
+    def ahead() -> int:
+        threads.append(threading.current_thread().name)
+        assert go_on.wait(SECONDS)
+        return 5
+
+    def picture() -> Picture:
+        future = yield HostTask(ahead, waits=False)
+        number = yield Doubling(1)
+        assert not future.done()
+        go_on.set()
+        number += yield HostTask(future.result)
+        return image_of(number)
+
+    assert int(run(engine, picture()).images[0][0, 0, 0]) == 2 + 5
+    assert threads != ["engine"]
+
+
+def test_what_fails_ahead_fails_the_job_that_asks_for_its_result(engine: Engine) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("ahead")
+
+    def picture(*, asks: bool) -> Picture:
+        future = yield HostTask(fail, waits=False)
+        yield Doubling(1)
+        if asks:
+            yield HostTask(future.result)
+        return image_of(3)
+
+    assert run(engine, picture(asks=False)).images
+    with pytest.raises(ZeroDivisionError, match="ahead"):
+        run(engine, picture(asks=True))
+
+
 def test_a_failed_host_task_fails_only_its_own_job(engine: Engine) -> None:
     def fail() -> None:
         raise ZeroDivisionError("on the host")

@@ -68,6 +68,8 @@ class Side:
             "num_images_per_prompt": request.num_images,
             "generator": generators,
             "output_type": "pil",
+            # The pipeline hands this to the schedulers that have it, whatever their own default.
+            "eta": SOLVERS[request.sampler].options.get("eta", 0.0),
         }
         if request.image is None:
             shape = (1, 4, request.height // 8, request.width // 8)

@@ -2,14 +2,21 @@
 
 from collections.abc import Generator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sd_core.pipeline.ahead import supplied
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.prepare import prepare
+from sd_core.request import Request
+from sd_core.sampling import noise
 from sd_core.sampling.ahead import DEPTH, Ahead
-from sd_core.work import HostTask
+from sd_core.sampling.brownian import BrownianTree
+from sd_core.work import Context, DecodeWork, EncodeWork, HostTask, TextWork, UNetWork
 from tests.support.drive import drive
 
 NUMBERS = [torch.tensor(float(number)) for number in range(8)]
@@ -99,3 +106,79 @@ def test_a_sampler_that_takes_more_than_one_finds_them_all_the_same() -> None:
     assert drive(supplied(greedy(ahead), ahead), run_at_once)[0] == [float(number) for number in range(8)]
     with pytest.raises(StopIteration):
         ahead.take()
+
+
+def network(asked: Any) -> Any:
+    """Stands in for the networks and the host's pool."""
+    match asked:
+        case TextWork(prompts=prompts):
+            return tuple(Context(prompt, torch.zeros(1, 3, 2)) for prompt in prompts)
+        case EncodeWork():
+            return torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)
+        case UNetWork(latents=latents, contexts=contexts):
+            return latents.expand(len(contexts), -1, -1, -1)
+        case DecodeWork():
+            return torch.zeros(1, 3, 64, 64)
+    return run_at_once(asked)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "rng", "made"),
+    [
+        ("dpmpp_2m_sde", "cpu", 5),
+        ("dpmpp_sde", "cpu", 10),
+        ("euler_a", "nv", 4 + DEPTH),
+        ("euler_a", "cpu", 0),
+        ("euler", "nv", 0),
+    ],
+)
+def test_pictures_make_what_takes_time_on_the_host(
+    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, sampler: str, rng: str, made: int
+) -> None:
+    """Of a GPU's numbers, the initial noise and the sampler's first draw are made at once: perhaps it draws no more.
+
+    Up to `DEPTH` are made that no step needs.
+    """
+    on_host, places = [False], list[bool]()
+    path, philox = BrownianTree.noise, noise.philox_normal
+
+    def counted(function: Any) -> Any:
+        return lambda *arguments: (places.append(on_host[0]), function(*arguments))[1]
+
+    monkeypatch.setattr(BrownianTree, "noise", counted(path))
+    monkeypatch.setattr(noise, "philox_normal", counted(philox))
+
+    def answer(asked: Any) -> Any:
+        on_host[0] = isinstance(asked, HostTask)
+        try:
+            return network(asked)
+        finally:
+            on_host[0] = False
+
+    request = Request("", seed=1, width=64, height=64, steps=6, sampler=sampler, schedule="karras", rng=rng)
+    (picture,) = prepare(request, tiny_model).pictures
+    drive(picture, answer)
+    assert sum(places) == made
+    assert places.count(False) == {"cpu": 0, "nv": 2 if sampler == "euler_a" else 1}[rng]
+
+
+def test_a_path_spans_the_whole_schedule_even_with_an_image(
+    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+
+    def recorded(seed: int, low: float, high: float, shape: tuple[int, ...]) -> BrownianTree:
+        paths.append((seed, low, high, shape))
+        return BrownianTree(seed, low, high, shape)
+
+    monkeypatch.setattr(noise, "BrownianTree", recorded)
+    image = np.zeros((64, 64, 3), np.uint8)
+    request = Request("", seed=7, width=64, height=64, steps=10, sampler="dpmpp_2m_sde", schedule="ddim_uniform")
+    for job in (request, replace(request, image=image, strength=0.3)):
+        (picture,) = prepare(job, tiny_model).pictures
+        drive(picture, network)
+    assert paths[0] == paths[1]
+    seed, low, high, shape = paths[0]
+    assert (seed, shape) == (7, (1, 4, 8, 8))
+    assert (low, high) == pytest.approx((0.0413, 8.3907), abs=6e-5), "not the model's own ends"
+    assert (low, high) == (float(np.float32(low)), float(np.float32(high)))

@@ -188,6 +188,8 @@ def test_a_name_of_both_is_a_sampler_and_beside_a_sampler_a_schedule() -> None:
     assert is_sampler("DDIM") and is_schedule("DDIM")
     assert resolve("DDIM", None) == ("ddim", "default")
     assert resolve("euler", "DDIM") == ("euler", "ddim_uniform")
+    assert is_schedule("ddim_uniform") and not is_sampler("ddim_uniform"), "not DDIM with the schedule Uniform"
+    assert is_sampler("DDIM Uniform")
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "plms", "lcm", "tcd", "restart"])
