@@ -10,15 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.common import parse, random_model, ratio, report, summary, time_in_turn
 from sd_core.engine.kinds.unet import UNetKind
 from sd_core.engine.pool import Pool
+from sd_core.nested import MAX_PROMPT
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prompts import read_prompts, reader_of
 from sd_core.pipeline.sample import Run
-from sd_core.request import MAX_PROMPT
 from sd_core.work import Context, UNetWork
 
 IMAGES, CHUNK, CHUNKS = 4, 77, 3
@@ -57,7 +56,7 @@ def _work(model: StableDiffusion, index: int, side: int, chunks: int) -> UNetWor
     return UNetWork(model.unet_key, latents, 500.0, tuple(contexts), (0, 0))
 
 
-def _step(kind: UNetKind, works: Sequence[UNetWork]) -> Callable[[], Sequence[Tensor]]:
+def _step(kind: UNetKind, works: Sequence[UNetWork]) -> Callable[[], object]:
     return lambda: kind.run(works)
 
 
