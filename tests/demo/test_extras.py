@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from demo.dataset import Scene
-from demo.judge import look, shows, unseen_scenes
+from demo.judge import detect, shows, unseen_scenes
 from sd_core.engine.engine import Engine
 from sd_core.nested import Hires
 from sd_core.pipeline.model import StableDiffusion
@@ -38,7 +38,7 @@ def generate(engine: Engine, scenes: list[Scene], **changes: object) -> list[np.
 
 
 def right(images: list[np.ndarray]) -> int:
-    return sum(shows(look(image), scene) for image, scene in zip(images, SCENES, strict=True))
+    return sum(shows(detect(image), scene) for image, scene in zip(images, SCENES, strict=True))
 
 
 @pytest.fixture(scope="module")

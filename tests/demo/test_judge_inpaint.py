@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo.dataset import draw
-from demo.judge import look, shows
+from demo.dataset import render
+from demo.judge import detect, shows
 from demo.judge_inpaint import GROUPS, judge
 from sd_core.engine.engine import Engine
 from sd_core.pipeline.inpaint import canvas_of
@@ -24,8 +24,8 @@ LEAST_PERCENT = 83
 def test_the_true_image_is_right_and_the_sent_one_is_wrong(group: str) -> None:
     rng = random.Random(7)
     for case in [GROUPS[group](rng, index) for index in range(20)]:
-        true = np.where(case.kept[..., None], case.whole, draw(case.scene))
-        assert shows(look(draw(case.scene)), case.scene), case.scene
+        true = np.where(case.kept[..., None], case.whole, render(case.scene))
+        assert shows(detect(render(case.scene)), case.scene), case.scene
         assert case.is_right(true), case.scene
         assert not case.is_right(canvas_of(case.request).put_back(np.full_like(true, 127)))
         assert not case.is_right(true[:, :-1])
@@ -34,7 +34,7 @@ def test_the_true_image_is_right_and_the_sent_one_is_wrong(group: str) -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_one_changed_kept_pixel_is_seen(group: str) -> None:
     case = GROUPS[group](random.Random(7), 0)
-    true = np.where(case.kept[..., None], case.whole, draw(case.scene))
+    true = np.where(case.kept[..., None], case.whole, render(case.scene))
     y, x = np.argwhere(case.kept)[0]
     true[y, x, 0] ^= 1
     assert not case.keeps(true) and not case.is_right(true)

@@ -12,7 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sd_core.errors import InvalidImage
-from tests.support.image_files import chunk, file_of, png_of
+from tests.support.image_files import chunk, png_of
+from tests.support.pictures import file_of
 from worker.io.exif import user_comment_of, with_user_comment
 from worker.io.metadata import generation_text
 
