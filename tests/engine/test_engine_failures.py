@@ -1,6 +1,7 @@
 """The engine when something fails: memory, a network, an observer, the device, the engine's thread itself."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,10 +116,10 @@ def test_an_image_decoded_in_tiles_has_a_warning(engine: Engine, monkeypatch: py
     request = replace(SMALL_REQUEST, width=8 * (TILE + 8), steps=1)
     whole, decode = engine.submit(request).result(), VAE.decode
 
-    def for_a_tile(self: VAE, latents: torch.Tensor) -> torch.Tensor:
+    def for_a_tile(self: VAE, latents: torch.Tensor, **named: Any) -> torch.Tensor:
         if latents.shape[3] > TILE:
             raise torch.OutOfMemoryError
-        return decode(self, latents)
+        return decode(self, latents, **named)
 
     monkeypatch.setattr(VAE, "decode", for_a_tile)
     parts = engine.submit(request).result()
