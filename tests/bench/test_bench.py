@@ -15,6 +15,8 @@ from tests.support.jobs import SAMPLERS, mixed_jobs
 from tests.support.operations import ROWS, count_operations
 from tests.support.processes import ROOT
 
+pytestmark = pytest.mark.slow
+
 COMMON = {"bench", "model", "device", "dtype", "rounds", "machine"}
 PROMISED = {
     "text": {"ours_s", "transformers_s", "ratio", "difference"},
@@ -65,7 +67,6 @@ def measure(name: str, cache: Path, *arguments: str, dtype: str = "fp32") -> dic
     return printed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PROMISED)
 def test_a_measurement_is_printed_as_json(name: str, cache: Path) -> None:
     printed = measure(name, cache)
@@ -75,13 +76,11 @@ def test_a_measurement_is_printed_as_json(name: str, cache: Path) -> None:
     assert printed.get("difference", 0) < 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["text", "vae", "step"])
 def test_both_sides_compute_the_same_in_half_precision(name: str, cache: Path) -> None:
     assert measure(name, cache, dtype="bf16")["difference"] < 0.2
 
 
-@pytest.mark.slow
 def test_throughput_measures_every_side_and_plots_it(cache: Path, tmp_path: Path) -> None:
     plot = tmp_path / "throughput.svg"
     options = ["--reference", "--batch", "2", "--concurrency", "2", "--jobs", "3", "--plot", str(plot)]

@@ -15,6 +15,8 @@ from sd_core.nested import Hires
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
 SIDE = 128
 
