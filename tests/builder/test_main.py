@@ -112,6 +112,7 @@ def test_the_advice_for_a_damaged_safetensors_file_works(source: Path, tmp_path:
     assert load_networks(path, torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.slow
 def test_any_file_name_can_be_printed_in_any_encoding(tmp_path: Path, state: State) -> None:
     path = tmp_path / "modèle.safetensors"
     save_file(state, path)

@@ -23,6 +23,7 @@ DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if o
 CONTROL = "a weight that is not packed"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DTYPES, reason="no oneDNN for this processor")
 def test_no_packed_weight_is_reordered_at_a_later_call() -> None:
     found = list(sections(["-m", "tests.layout.test_reorders"]))

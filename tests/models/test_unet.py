@@ -105,6 +105,7 @@ def test_each_attention_finds_its_keys_and_values_by_its_name(unet: UNet) -> Non
     assert not torch.allclose(unet(latents, timesteps, Given(read)), expected)
 
 
+@pytest.mark.slow
 def test_every_layer_finds_its_adapter_by_its_name(unet: UNet) -> None:
     """An adapter that adds what a changed weight would add, on each layer in turn."""
     latents, timesteps, states = torch.randn(2, 4, 8, 8), torch.tensor([500.0, 3.0]), torch.randn(2, 77, CONTEXT)

@@ -121,6 +121,7 @@ def test_any_text_has_versions_that_end_in_order(text: str) -> None:
     assert all(len(version) <= len(text) for _, version in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -103,6 +103,7 @@ def without_traceback(worker: Any) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_a_start_without_a_model_ends_with_one_message(start_worker: Start, tmp_path: Path, tiny_weights: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -157,6 +158,7 @@ def test_importing_the_handler_warms_up_the_model_and_it_generates(
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 def test_the_sdks_api_server(start_worker: Start, free_port: int) -> None:
     worker = start_worker("handler.py", "--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(free_port))
     url = f"http://127.0.0.1:{free_port}"
@@ -187,6 +189,7 @@ def test_the_sdks_api_server(start_worker: Start, free_port: int) -> None:
     worker.end()
 
 
+@pytest.mark.slow
 def test_a_worker_whose_engine_has_failed_answers_its_jobs_and_ends(
     start_worker: Start, runpod: PlatformStandIn
 ) -> None:
@@ -200,6 +203,7 @@ def test_a_worker_whose_engine_has_failed_answers_its_jobs_and_ends(
     assert "list index out of range" in json.dumps(line)
 
 
+@pytest.mark.slow
 def test_the_platforms_worker_loop(start_worker: Start, runpod: PlatformStandIn, tmp_path: Path) -> None:
     runpod.add("first", {"prompt": "s3cret", "steps": 2, "seed": 1, "uid": "é/😀"})
     worker = start_worker("handler.py", **runpod.environ(), SD_MAX_CONCURRENCY="2")

@@ -282,6 +282,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(body=st.dictionaries(names, values, max_size=8), later=st.booleans())
 def test_any_body_is_a_job_or_an_error(body: dict[str, Any], later: bool) -> None:

@@ -63,6 +63,7 @@ prompts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\
 ).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     prompt=prompts, negative=prompts, sampler=samplers, seed=st.integers(0, MAX_SEED), steps=st.integers(1, 150),
