@@ -26,12 +26,12 @@ if TYPE_CHECKING:
         OutOfMemory,
         SDError,
     )
-    from sd_core.library import Model, load
+    from sd_core.model import Model, load
     from sd_core.request import Request, Result
 
 _HOMES = {
-    "load": "sd_core.library",
-    "Model": "sd_core.library",
+    "load": "sd_core.model",
+    "Model": "sd_core.model",
     "Engine": "sd_core.engine.engine",
     "Request": "sd_core.request",
     "Result": "sd_core.request",

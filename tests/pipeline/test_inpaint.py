@@ -15,8 +15,8 @@ from sd_core.pipeline.prepare import prepare
 from sd_core.pipeline.sizes import resized
 from sd_core.request import Outpaint, Request
 from sd_core.sampling.noise import CPUNoise
-from sd_core.work import Context, DecodeWork, EncodeWork, HostTask, TextWork, UNetWork
-from tests.support.drive import drive
+from sd_core.work import DecodeWork, EncodeWork, HostTask, TextWork, UNetWork
+from tests.support.pipeline import generate
 
 CPU = torch.device("cpu")
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -141,29 +141,6 @@ def key_of(**changes: Any) -> Any:
 def test_sources_of_other_images_or_masks_have_other_keys() -> None:
     assert key_of() == key_of(image=IMAGE.copy())
     assert len({key_of(), key_of(image=255 - IMAGE), key_of(mask_blur=0), key_of(inpaint_fill="fill")}) == 4
-
-
-def network(work: Any) -> Any:
-    """Networks that make nothing but noise; the posterior's mean is 5, its deviation 1."""
-    match work:
-        case HostTask(run=run):
-            return run()
-        case TextWork(prompts=prompts):
-            return tuple(Context(prompt, torch.zeros(1, 3, 2)) for prompt in prompts)
-        case UNetWork(latents=latents, contexts=contexts):
-            return latents[:, :4].expand(len(contexts), -1, -1, -1)
-        case EncodeWork(pixels=pixels):
-            shape = (1, 4, pixels.shape[2] // 8, pixels.shape[3] // 8)
-            return torch.full(shape, 5.0), torch.zeros(shape)
-        case DecodeWork(latents=latents):
-            return torch.full((1, 3, latents.shape[2] * 8, latents.shape[3] * 8), 0.5)
-    raise AssertionError(work)
-
-
-def generate(model: StableDiffusion, request: Request) -> tuple[list[Any], np.ndarray]:
-    (picture,) = prepare(request, model).pictures
-    last, works = drive(picture, network)
-    return works, last.run()
 
 
 def draws(count: int, shape: tuple[int, ...] = (1, 4, 8, 12)) -> list[torch.Tensor]:

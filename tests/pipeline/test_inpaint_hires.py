@@ -1,7 +1,6 @@
 """A masked image with a hires pass."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +11,12 @@ from sd_core.errors import InvalidRequest
 from sd_core.nested import Hires, Outpaint
 from sd_core.pipeline.complete import with_image
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.pipeline.prepare import prepare
 from sd_core.pipeline.sample import Run
 from sd_core.pipeline.sizes import resized
 from sd_core.request import Request
 from sd_core.sampling.noise import CPUNoise
-from sd_core.work import Context, DecodeWork, EncodeWork, HostTask, TextWork, UNetWork
-from tests.support.drive import drive
+from sd_core.work import DecodeWork, EncodeWork, HostTask, UNetWork
+from tests.support.pipeline import generate
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 MASK = np.zeros((64, 96), np.uint8)
@@ -27,29 +25,6 @@ REQUEST = Request(
     "p", seed=11, width=96, height=64, steps=2, sampler="euler", schedule="default", image=IMAGE, mask=MASK,
     mask_blur=0, hires=Hires(upscaler="latent_nearest", scale=2.0, steps=4),
 )  # fmt: skip
-
-
-def network(work: Any) -> Any:
-    """Networks that predict the latents themselves as noise and decode to one gray."""
-    match work:
-        case HostTask(run=run):
-            return run()
-        case TextWork(prompts=prompts):
-            return tuple(Context(prompt, torch.zeros(1, 3, 2)) for prompt in prompts)
-        case UNetWork(latents=latents, contexts=contexts):
-            return latents[:, :4].expand(len(contexts), -1, -1, -1)
-        case EncodeWork(pixels=pixels):
-            shape = (1, 4, pixels.shape[2] // 8, pixels.shape[3] // 8)
-            return torch.full(shape, 5.0), torch.zeros(shape)
-        case DecodeWork(latents=latents):
-            return torch.full((1, 3, latents.shape[2] * 8, latents.shape[3] * 8), 0.5)
-    raise AssertionError(work)
-
-
-def generate(model: StableDiffusion, request: Request) -> tuple[list[Any], np.ndarray]:
-    (picture,) = prepare(request, model).pictures
-    last, works = drive(picture, network)
-    return works, last.run()
 
 
 def test_a_whole_image_is_answered_at_the_larger_size(tiny_model: StableDiffusion) -> None:

@@ -130,7 +130,7 @@ def _ask(
                 headers = {**headers, "Authorization": target.authorization}
             connection.request("GET", target.path, headers=headers)
             return connection, connection.getresponse()
-        except BaseException:
+        except BaseException:  # whatever it is, the caller gets no connection to close
             connection.close()
             raise
     assert failure is not None  # `resolve` returns at least one address

@@ -56,7 +56,7 @@ class Kind(ABC, Generic[W]):
 
     def run_in_parts(self, work: W) -> Any:
         """The answer to one work whose forward does not fit in memory, possibly `Degraded`; only if it has parts."""
-        raise NotImplementedError
+        raise ValueError(f"this work has no parts: {work}")
 
     def warm_up(self) -> None:
         """Prepare what the first works would wait for."""

@@ -8,25 +8,10 @@ from hypothesis import strategies as st
 from sd_core.errors import InvalidRequest
 from sd_core.groups import MAX_SEED
 from sd_core.request import Request
+from tests.support.job_fields import LIMITS, parse, problem, value_of
 from worker.api.job import JOB, Door, Job, Limits, parse_request, uid_of
 
-LIMITS = Limits(max_pixels=2048 * 2048, native_sizes={"tiny": 512})
 ALIASES = {alias: field.name for field in JOB for alias in field.aliases}
-
-
-def parse(**fields: Any) -> Job:
-    return parse_request({"prompt": "a cat", **fields}, LIMITS)
-
-
-def value_of(job: Job, field: str) -> Any:
-    """What a job holds for a field of any kind."""
-    return {"sampler": job.sampler_name, "image": job.source, "mask": job.mask_source}.get(field, job.values[field])
-
-
-def problem(**fields: Any) -> str:
-    with pytest.raises(InvalidRequest) as caught:
-        parse(**fields)
-    return str(caught.value)
 
 
 def test_defaults_are_the_documented_ones() -> None:

@@ -1,32 +1,12 @@
 """The options of samplers, their limits and variations, as a job names them."""
 
-from typing import Any
-
 import pytest
 
 from sd_core.errors import InvalidRequest
 from sd_core.groups import MAX_SEED
 from sd_core.pipeline.sample import Run
 from sd_core.sampling.registry import sampler_names
-from worker.api.job import JOB, Job, Limits, parse_request
-
-LIMITS = Limits(max_pixels=2048 * 2048, native_sizes={"tiny": 512})
-ALIASES = {alias: field.name for field in JOB for alias in field.aliases}
-
-
-def parse(**fields: Any) -> Job:
-    return parse_request({"prompt": "a cat", **fields}, LIMITS)
-
-
-def value_of(job: Job, field: str) -> Any:
-    """What a job holds for a field of any kind."""
-    return {"sampler": job.sampler_name, "image": job.source, "mask": job.mask_source}.get(field, job.values[field])
-
-
-def problem(**fields: Any) -> str:
-    with pytest.raises(InvalidRequest) as caught:
-        parse(**fields)
-    return str(caught.value)
+from tests.support.job_fields import parse
 
 
 def test_options_go_to_samplers_that_have_them() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, option
-from sd_core.library import signature_of
+from sd_core.model import signature_of
 from sd_core.request import Request
 from worker.api.docs import table
 from worker.api.infotext import infotext
