@@ -125,10 +125,11 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], given: Given, *, expands: bool) -> Tensor:  # (B, H * W, dim)
         if expands and self.attn1.name in given.identity:
-            x, expands = given.per_row(x), False  # here the rows of an input differ before they read their prompts
+            # Here the rows of an input differ before they read their prompts.
+            x, given, expands = given.per_row(x), given.expanded, False
         x = self._attend_to_self(x, size, given)
         if expands:
-            x = given.per_row(x)
+            x, given = given.per_row(x), given.expanded
         x = self.attn2(self.norm2(x), given.keys_values[self.attn2.name], x, given)
         out: Tensor = self.ff(self.norm3(x), x, given)
         return out
@@ -164,6 +165,8 @@ class SpatialTransformer(nn.Module):
         tokens = self.proj_in(self.norm(x), given=given).flatten(2).transpose(1, 2)  # (B, H * W, C)
         height, width = x.shape[2:]
         tokens = self.transformer_blocks[0](tokens, (height, width), given, expands=self.expands)
-        residual = given.per_row(x) if self.expands else x
+        residual = x
+        if self.expands:
+            residual, given = given.per_row(x), given.expanded
         out: Tensor = self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]), residual, given)
         return out

@@ -1,7 +1,7 @@
 """What one forward of a network is given beside its inputs; each layer looks up its own part by its name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class Given:
     """The mappings are keyed by layer name, as `named_modules` of the network spells it.
 
     `image_of_row` (R,) says which of the forward's B inputs each of its R rows continues; None means row i is input i.
+    `adapters` are those of layers that get one entry per input, `row_adapters` of those that get one per row; None
+    means the same.
     `padding` is "zeros" or "circular"; a convolution that is not named pads with zeros. In a self-attention named in
     `identity`, each of these rows (k,) attends to itself alone. One named in `merged` sees that part of its tokens
     merged into similar ones, which is an approximation.
@@ -33,6 +35,7 @@ class Given:
     keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
     image_of_row: Tensor | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    row_adapters: Mapping[str, Adapter] | None = None
     padding: Mapping[str, str] = field(default_factory=dict)
     identity: Mapping[str, Tensor] = field(default_factory=dict)
     merged: Mapping[str, float] = field(default_factory=dict)
@@ -42,6 +45,12 @@ class Given:
     def is_plain(self) -> bool:
         """Whether the network runs as it was trained, on keys and values alone."""
         return not (self.adapters or self.padding or self.identity or self.merged or self.freeu)
+
+    @property
+    def expanded(self) -> "Given":
+        """What the layers are given that get one entry per row."""
+        adapters = self.adapters if self.row_adapters is None else self.row_adapters
+        return replace(self, image_of_row=None, adapters=adapters, row_adapters=None)
 
     def per_row(self, x: Tensor) -> Tensor:
         """A tensor with one entry per input (B, ...), expanded to one per row (R, ...)."""

@@ -88,7 +88,8 @@ class Stage(nn.ModuleList):
                 x = layer(x, emb, given)
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, given)
-                emb = given.per_row(emb) if layer.expands else emb
+                if layer.expands:
+                    emb, given = given.per_row(emb), given.expanded
             elif isinstance(layer, Upsample):
                 x = layer(x, size, given)
             elif isinstance(layer, Conv2d):
@@ -214,17 +215,15 @@ class UNet(nn.Module):
     def whole(self, x: Tensor, timesteps: Tensor, given: Given) -> tuple[Tensor, Tensor]:
         """`forward`, and the deep features (R, channels[0], H, W) that the outermost block receives."""
         in_dtype = x.dtype
-        emb = self._embedded(timesteps, given)
+        emb, of_layer = self._embedded(timesteps, given), given
         x = x.to(self.dtype)
         skips: list[Tensor] = []
-        for index, stage in enumerate(self.input_blocks):
-            x = stage(x, emb, x.shape[2:], given)
+        for index, stage in enumerate([*self.input_blocks, self.middle_block]):
+            x = stage(x, emb, x.shape[2:], of_layer)
             skips.append(x)
             if index == self._first_expanded:
-                emb = given.per_row(emb)
-        x = self.middle_block(x, emb, x.shape[2:], given)
-        if self._first_expanded == len(self.input_blocks):
-            emb = given.per_row(emb)
+                emb, of_layer = given.per_row(emb), given.expanded
+        skips.pop()  # the middle block's output is no skip connection
         for index, stage in enumerate(self.output_blocks):
             deep = x
             skip = skips.pop() if len(skips) > self._first_expanded else given.per_row(skips.pop())
@@ -232,18 +231,19 @@ class UNet(nn.Module):
             size = skips[-1].shape[2:] if skips else x.shape[2:]
             if given.freeu is not None:
                 x, skip = reweighed(x, skip, index // (self.config.num_res_blocks + 1), given.freeu)
-            x = stage(torch.cat([x, skip], dim=1), emb, size, given)
-        return self._out(x, given).to(in_dtype), deep
+            x = stage(torch.cat([x, skip], dim=1), emb, size, of_layer)
+        return self._out(x, of_layer).to(in_dtype), deep
 
     def outermost(self, x: Tensor, timesteps: Tensor, deep: Tensor, given: Given) -> Tensor:
         """`forward` by the outermost block alone, on deep features (R, channels[0], H, W) of an earlier step.
 
         Source: Ma, Fang & Wang 2023, "DeepCache: Accelerating Diffusion Models for Free", branch 0.
         """
-        emb = given.per_row(self._embedded(timesteps, given))
+        emb = self._embedded(timesteps, given)
         skip = given.per_row(self.input_blocks[0](x.to(self.dtype), emb, x.shape[2:], given))
-        features = self.output_blocks[-1](torch.cat([deep, skip], dim=1), emb, x.shape[2:], given)
-        return self._out(features, given).to(x.dtype)
+        emb, of_rows = given.per_row(emb), given.expanded
+        features = self.output_blocks[-1](torch.cat([deep, skip], dim=1), emb, x.shape[2:], of_rows)
+        return self._out(features, of_rows).to(x.dtype)
 
     def _embedded(self, timesteps: Tensor, given: Given) -> Tensor:  # (B,) -> (B, time_dim)
         first, _, second = self.time_embed

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd_core.models.given import Given
+from sd_core.models.given import Adapter, Given
 from sd_core.models.unet import UNet, UNetConfig
 from tests.support.random_weights import TINY
 
@@ -125,6 +125,28 @@ def test_every_layer_finds_its_adapter_by_its_name(unet: UNet) -> None:
             unet(latents, timesteps, Given(plain.keys_values, adapters={name: note}))
         assert seen[-1:] == [name], name
     assert len(seen) == len(set(seen))
+
+
+def test_layers_get_the_adapters_of_inputs_until_there_is_one_entry_per_row(unet: UNet) -> None:
+    """Each layer gets the ones that were made for as many entries as its input has, whichever layer expands."""
+    latents, timesteps, states = torch.randn(2, 4, 8, 8), torch.tensor([500.0, 3.0]), torch.randn(3, 77, CONTEXT)
+    counts: dict[str, list[int]] = {"input": [], "row": []}
+
+    def counting(name: str) -> Adapter:
+        def count(x: Tensor, out: Tensor) -> Tensor:
+            counts[name].append(len(x))
+            return out
+
+        return count
+
+    layers = [name for name, layer in unet.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+    of_inputs, of_rows = (dict.fromkeys(layers, counting(name)) for name in counts)
+    given = replace(unet.given(states, torch.tensor([0, 1, 1])), adapters=of_inputs, row_adapters=of_rows)
+    for identity in ({}, {unet.middle_attention: torch.tensor([2])}):
+        _, deep = unet.whole(latents, timesteps, replace(given, identity=identity))
+        unet.outermost(latents, timesteps, deep, given)
+    assert set(counts["input"]) == {2}
+    assert set(counts["row"]) == {3}
 
 
 def test_every_wide_convolution_finds_its_padding_by_its_name(unet: UNet) -> None:

@@ -1,7 +1,7 @@
 """The rows of a forward of a UNet: works one after another, their contexts one after another."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -44,17 +44,13 @@ class Row:
 
     def alone(self) -> UNetWork:
         """The same row as a work of its own."""
-        work = self.work
-        return UNetWork(
-            work.network,
-            self.latents,
-            work.timestep,
-            (self.context,),
-            (0,),
-            work.extras,
-            (0,) if self.is_perturbed else (),
-            work.keeps_deep,
-            self.deep,
+        return replace(
+            self.work,
+            latents=self.latents,
+            contexts=(self.context,),
+            image_of_row=(0,),
+            perturbed=(0,) if self.is_perturbed else (),
+            deep=self.deep,
         )
 
 
