@@ -24,9 +24,10 @@ def scribble_xdog(image: np.ndarray, threshold: float) -> np.ndarray:
 def lineart_standard(image: np.ndarray) -> np.ndarray:
     """Lines, uint8 (H, W), white on black, of an image (H, W, 3), scaled to their median strength."""
     intensity = (gaussian_blur(image, 6.0) - image.astype(np.float32)).min(axis=2).clip(0, 255)
-    lines = intensity[intensity > 8]
-    scaled = intensity / max(16.0, float(np.median(lines)) if lines.size else 0.0) * 127
-    return scaled.clip(0, 255).astype(np.uint8)
+    strong = intensity[intensity > 8]
+    scaled = intensity / max(16.0, float(np.median(strong)) if strong.size else 0.0) * 127
+    lines: np.ndarray = scaled.clip(0, 255).astype(np.uint8)
+    return lines
 
 
 def _blurred_down(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
