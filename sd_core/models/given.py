@@ -1,6 +1,6 @@
 """What one forward of a network is given beside its inputs; each layer looks up its own part by its name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -23,6 +23,18 @@ class FreeU:
 
 
 @dataclass(frozen=True)
+class ImageRead:
+    """What an attention reads of images besides prompts: keys and values (k, S, dim), the values times their weights.
+
+    Entry i is added to row `rows[i]`, which may have several; None means entry i belongs to row i, for all rows.
+    """
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Given:
     """The mappings are keyed by layer name, as `named_modules` of the network spells it.
 
@@ -31,7 +43,8 @@ class Given:
     means the same.
     `padding` is "zeros" or "circular"; a convolution that is not named pads with zeros. In a self-attention named in
     `identity`, each of these rows (k,) attends to itself alone. One named in `merged` sees that part of its tokens
-    merged into similar ones, which is an approximation.
+    merged into similar ones, which is an approximation. `images` are what attentions to prompts read of images, one
+    entry for each length.
     """
 
     keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
@@ -42,11 +55,16 @@ class Given:
     identity: Mapping[str, Tensor] = field(default_factory=dict)
     merged: Mapping[str, float] = field(default_factory=dict)
     freeu: FreeU | None = None
+    images: Mapping[str, Sequence[ImageRead]] = field(default_factory=dict)
 
     @property
     def is_plain(self) -> bool:
         """Whether the network runs as it was trained, on keys and values alone."""
-        return not (self.adapters or self.row_adapters or self.padding or self.identity or self.merged or self.freeu)
+        changes = (
+            *(self.adapters, self.row_adapters, self.images),
+            *(self.padding, self.identity, self.merged, self.freeu),
+        )
+        return not any(changes)
 
     @property
     def expanded(self) -> "Given":
