@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
-BENCH ?= text vae step reorders peak memory start first demo batch throughput
+BENCH ?= text vae step prompts samplers deepcache reorders peak memory start first demo batch throughput
 OUT ?= $(error set the folder of the training: make demo-weights OUT=FOLDER)
 
 # The newest versions in pyproject.toml's ranges, except torch, whose version is that of the Dockerfile's base image.
@@ -23,7 +23,7 @@ FREEZE = $(PINS)/bin/python -m pip freeze --all --exclude pip --exclude wheel | 
 	-e 's/^(torch==[0-9.]+)\+.*/\1/' -e 's/^backports\.zstd==.*/& ; python_version < "3.14"/'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak coverage check format bench docs judge demo-weights wheel hooks pins clean
+.PHONY: help demo test test-all soak coverage check format bench docs judge gallery demo-weights wheel hooks pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ docs: $(VENV)/.dev ## write the table of a job's fields in docs/api.md from the 
 
 judge: $(VENV)/.dev ## count how often the demo model generates what its prompts say
 	$(BIN)/python -m demo.judge $(ARGS)
+
+gallery: $(VENV)/.dev ## generate the images of docs/gallery.md again
+	$(BIN)/python -m demo.gallery
 
 demo-weights: $(VENV)/.dev ## train the demo model in the folder OUT (hours) and replace demo/weights
 	$(BIN)/python -m demo.vocabulary --out $(OUT)
