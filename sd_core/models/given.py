@@ -8,8 +8,10 @@ from torch import Tensor
 KeysValues = tuple[Tensor, Tensor]
 """What a cross-attention reads of a context (R, S, context_dim): keys and values, each (R, S, dim)."""
 
-Adapter = Callable[[Tensor, Tensor], Tensor]
-"""A layer's input and output -> its output with the adapter's part added; changes neither of its arguments."""
+Adapter = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
+"""A layer's input, its output, and the rows and columns of zeros that it pads its input with -> the output with the
+adapter's part added. It may add in place: the output is a new tensor of its own.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Given:
     @property
     def is_plain(self) -> bool:
         """Whether the network runs as it was trained, on keys and values alone."""
-        departs = self.adapters or self.padding or self.identity or self.merged or self.freeu
+        has_adapters = self.adapters or self.row_adapters
+        departs = has_adapters or self.padding or self.identity or self.merged or self.freeu
         return not (departs or self.control or self.features)
 
     @property

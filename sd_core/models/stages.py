@@ -28,10 +28,10 @@ class ResBlock(nn.Module):
         silu, linear = self.emb_layers
         shift = linear(silu(emb), given=given)[:, :, None, None]
         norm, silu, conv = self.in_layers
-        h = conv(silu(norm(x)), shift, given)
+        h = conv(silu(norm(x, given)), shift, given)
         norm, silu, _, conv = self.out_layers
         skip = self.skip_connection
-        out: Tensor = conv(silu(norm(h)), skip(x, given=given) if isinstance(skip, Conv2d) else x, given)
+        out: Tensor = conv(silu(norm(h, given)), skip(x, given=given) if isinstance(skip, Conv2d) else x, given)
         return out
 
 

@@ -234,7 +234,7 @@ class UNet(Encoder):
 
     def _out(self, x: Tensor, given: Given) -> Tensor:  # (R, channels[0], H, W) -> (R, out_channels, H, W)
         norm, silu, conv = self.out
-        out: Tensor = conv(silu(norm(x)), given=given)
+        out: Tensor = conv(silu(norm(x, given)), given=given)
         return out
 
 
