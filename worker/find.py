@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.catalogue import ENDINGS, Catalogue, Entry, Kind, UnknownFile, has_ending
+from sd_core.catalogue import ENDINGS, Catalogue, Entry, Kind, UnknownFile, has_ending
 from worker.settings import Settings, StartupError
 
 USUAL_NAME = "v1-5-pruned-emaonly"

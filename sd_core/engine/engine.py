@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +22,11 @@ from sd_core.engine.pool import NO_PACKAGES, Pool
 from sd_core.engine.runner import Runner
 from sd_core.engine.scheduler import Running, Scheduler
 from sd_core.errors import Broken, Busy
+from sd_core.library import Library
+from sd_core.pipeline.attached import Needs
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import Prepared, prepare, read_prompt
 from sd_core.pipeline.sample import Run
-from sd_core.pipeline.upscale import NO_FILES, Load, Upscalers
 from sd_core.request import Observe, Request, Result
 from sd_core.work import HostTask
 
@@ -37,6 +37,7 @@ SMALL_MODEL = 256
 TICKS_AHEAD = 2
 
 HOST_THREADS = max(2, min(4, os.cpu_count() or 1))
+LOADING_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,9 @@ class Engine:
 
     The first of `models` is the default one; a request names another by `model`. `max_batch` is how many guided images
     of native size share a forward of a UNet (two rows each), `max_jobs` how many jobs are held at once, running or
-    waiting. `packages` are compiled forwards for a GPU, by model name. `upscalers` are ESRGAN files by the name that a
-    hires pass asks for, loaded when it does. `kinds` makes what runs each type of work. `on_failure` is called, on the
-    engine thread, if the engine fails for good: from then on every job is answered with `Broken`, and only a new
-    process can generate images.
+    waiting. `packages` are compiled forwards for a GPU, by model name. `library` has the files that jobs may name.
+    `kinds` makes what runs each type of work. `on_failure` is called, on the engine thread, if the engine fails for
+    good: from then on every job is answered with `Broken`, and only a new process can generate images.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Engine:
         packages: Mapping[str, Mapping[Bucket, Step]] = NO_PACKAGES,
         on_failure: Callable[[Exception], None] = lambda _: None,
         kinds: Callable[[Pool, int], Kinds] = kinds_of,
-        upscalers: Mapping[str, Path] = NO_FILES,
+        library: Library | None = None,
     ) -> None:
         self._pool = Pool(models, packages)
-        self._upscalers = Upscalers(upscalers, self._pool.device)
+        self._library = Library() if library is None else library
         self.failure: Exception | None = None
         self._on_failure = on_failure
         self._kinds = kinds(self._pool, max_batch)
@@ -84,6 +84,7 @@ class Engine:
         self._ending = False  # whether all submitted jobs have arrived; used by the engine thread only
         self._queued: deque[torch.cuda.Event] = deque()
         self._host = HostPool(HOST_THREADS)
+        self._loader = HostPool(LOADING_THREADS, "loader")
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -95,11 +96,12 @@ class Engine:
     def submit(self, request: Request, observe: Observe | None = None) -> Future[Result]:
         """Queue a job and return its future. Cancelling the future ends the job before its next forward.
 
-        Raises `InvalidRequest` for an unknown model or upscaler, `Busy` if `max_jobs` are held, and `Broken`. The
+        Raises `InvalidRequest` for an unknown model or file, `Busy` if `max_jobs` are held, and `Broken`. The
         future fails with `OutOfMemory` if the device's memory does not hold the job even alone.
         """
-        model, load_upscaler = self._pool.model(request.model), self._upscalers.of(request.hires)
-        return self.run(partial(_prepared, request, model, observe, load_upscaler), request)
+        model = self._pool.model(request.model)
+        needs = Needs.of(request, model, self._library)
+        return self.run(partial(_prepared, request, model, observe, needs), request)
 
     def warm_up(self) -> None:
         """Run what the first job needs, so that it takes no longer than the second.
@@ -121,6 +123,7 @@ class Engine:
             self._closed = True
         self._arrivals.put(None)
         self._thread.join()
+        self._loader.close()
         self._host.close()
 
     def run(self, prepare: Callable[[], Prepared], request: Request) -> Future[Result]:
@@ -255,7 +258,8 @@ class Engine:
             asked = picture.coroutine.send(self._host.start(asked.run))
         if isinstance(asked, HostTask):
             self._scheduler.suspend(picture)
-            self._host.submit(asked.run, lambda result: self._arrivals.put(_Returned(picture, result)))
+            pool = self._loader if asked.loads else self._host
+            pool.submit(asked.run, lambda result: self._arrivals.put(_Returned(picture, result)))
             return
         kind = self._kinds[type(asked)]
         job.clock.switch(kind.phase)
@@ -271,12 +275,10 @@ class Engine:
             self._queued.popleft().synchronize()
 
 
-def _prepared(
-    request: Request, model: StableDiffusion, observe: Observe | None, load_upscaler: Load | None
-) -> Prepared:
+def _prepared(request: Request, model: StableDiffusion, observe: Observe | None, needs: Needs) -> Prepared:
     if observe is None:
-        return prepare(request, model, None, load_upscaler)
+        return prepare(request, model, None, needs)
     runs = Run.all_of(request)
     steps, calls = sum(len(run.grid(model)) - 1 for run in runs), sum(run.calls(model) for run in runs)
     progress = JobProgress(observe, request.num_images, steps, calls, model.latent_to_rgb)
-    return prepare(request, model, progress.on_step, load_upscaler)
+    return prepare(request, model, progress.on_step, needs)

@@ -12,7 +12,14 @@ import torch
 
 from sd_core.errors import ModelError
 from sd_core.formats.archive import Record, data_offset, read_directory
-from sd_core.formats.files import StoredTensor, TensorFile, first_bytes, is_pickle, not_a_model, open_safetensors
+from sd_core.formats.files import (
+    StoredTensor,
+    TensorFile,
+    first_bytes,
+    is_pickle,
+    not_a_model,
+    open_safetensors,
+)
 from sd_core.formats.keys import is_weight, show
 from sd_core.formats.machine import Machine
 from sd_core.formats.prediction import is_marker
