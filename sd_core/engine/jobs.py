@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sd_core.catalogue import Entry
 from sd_core.engine.memory import is_out_of_memory
 from sd_core.engine.scheduler import Job
 from sd_core.errors import OutOfMemory
@@ -43,11 +44,16 @@ class PhaseClock:
 
 @dataclass(eq=False)
 class EngineJob(Job):
-    """A job from its submission to its result. Only its future may be used outside the engine thread."""
+    """A job from its submission to its result. Only its future may be used outside the engine thread.
+
+    It begins by `prepare`, once the model that `file` holds is loaded, which takes about `model_bytes`.
+    """
 
     request: Request = field(kw_only=True)
     future: Future[Result] = field(kw_only=True)
     prepare: Callable[[], Prepared] = field(kw_only=True)
+    file: Entry = field(kw_only=True)
+    model_bytes: int = field(kw_only=True)
     clock: PhaseClock = field(default_factory=PhaseClock)
     warnings: list[str] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)

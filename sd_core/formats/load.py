@@ -31,6 +31,10 @@ class Networks:
     architecture: Architecture
     metadata: dict[str, str]
 
+    @property
+    def all(self) -> tuple[nn.Module, ...]:
+        return self.text_encoder, self.unet, self.vae
+
 
 def load_networks(path: Path, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Networks:
     """The networks of a v1.x `.safetensors`, every weight on `device` in `dtype`.
