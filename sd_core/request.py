@@ -6,6 +6,7 @@ from typing import Self
 
 import numpy as np
 
+from sd_core.additions import Additions
 from sd_core.checks import plain
 from sd_core.fields import option
 from sd_core.groups import MAX_SEED, Inpainting, Noise, Refining
@@ -112,7 +113,7 @@ class Basic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(Noise, Refining, Inpainting, Basic):
+class Request(Noise, Additions, Refining, Inpainting, Basic):
     """One job, validated and with every default filled in.
 
     The fields are a job's, in the order of A1111's infotext: those of the bases, the last one's first, and those below.

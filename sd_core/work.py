@@ -92,6 +92,10 @@ class Embedding:
     def tokens(self) -> tuple[Vector, ...]:
         return tuple(Vector(self.sha256, row, values) for row, values in enumerate(self.vectors))
 
+    @property
+    def nbytes(self) -> int:
+        return self.vectors.nbytes
+
 
 Token = int | Vector
 """An id of the tokenizer's vocabulary, or a vector in its place."""
@@ -139,6 +143,14 @@ PLAIN = Extras()
 
 
 @dataclass(frozen=True)
+class Attachments:
+    """What is attached to a UNet for one work, the same for all of its rows."""
+
+
+UNATTACHED = Attachments()
+
+
+@dataclass(frozen=True)
 class UNetWork:
     """m inputs, continued with n contexts; answered by the network's output (n, 4, h, w).
 
@@ -159,6 +171,7 @@ class UNetWork:
     perturbed: tuple[int, ...] = ()
     keeps_deep: bool = False
     deep: Tensor | None = None
+    attached: Attachments = UNATTACHED
 
 
 @dataclass(frozen=True)
@@ -186,11 +199,13 @@ class HostTask:
     """Work for the host: `run` is called on a thread of the engine's pool and its result is the answer.
 
     Meanwhile the picture takes part in no forward, and its neighbours go on. If it does not wait, the answer comes at
-    once and is a `Future` of the result.
+    once and is a `Future` of the result. Pictures that ask for the same `run` at the same time share one call. What
+    reads large files `loads`: it has threads of its own, so that the host work of others does not wait for it.
     """
 
     run: Callable[[], Any]
     waits: bool = True
+    loads: bool = False
 
 
 Work = TextWork | EncodeWork | UNetWork | DecodeWork | UpscaleWork

@@ -46,7 +46,8 @@ class Settings:
     """What the operator chose.
 
     If `weights` is None, the directories of `search` are searched in order. `checkpoints` are file names, the default
-    model first; empty means the usual one. Models that stay loaded take `models_bytes` at most; None: what is free. `has_queue` is whether the SDK gets its jobs from the platform.
+    model first; empty means the usual one. `has_queue` is whether the SDK gets its jobs from the platform. Models that
+    stay loaded take `models_bytes` together at most; None means what is free.
     """
 
     weights: Path | None

@@ -1,5 +1,6 @@
 """Which jobs may begin: those whose model is loaded. The others wait in order, and hold up nobody."""
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +9,7 @@ from sd_core.catalogue import Entry
 from sd_core.engine.checkpoints import Checkpoints, Packages
 from sd_core.engine.host import HostPool
 from sd_core.engine.jobs import EngineJob
+from sd_core.engine.kinds.unet import fullest
 from sd_core.engine.memory import Memory, is_out_of_memory
 from sd_core.engine.pool import Pool
 from sd_core.engine.sharing import sharing
@@ -32,11 +34,9 @@ class Admission:
     reading one.
     """
 
-    def __init__(
-        self, pool: Pool, memory: Memory, checkpoints: Checkpoints, returned: Callable[[Read], None]
-    ) -> None:
+    def __init__(self, pool: Pool, memory: Memory, checkpoints: Checkpoints, returned: Callable[[Read], None]) -> None:
         self._pool, self._memory, self._checkpoints, self._returned = pool, memory, checkpoints, returned
-        self._reader = HostPool(1)
+        self._reader = HostPool(1, "checkpoint")
         self._waiting: list[EngineJob] = []
         self._reading: Entry | None = None
 
@@ -96,7 +96,9 @@ class Admission:
         return True
 
 
-def _read(file: Entry, checkpoints: Checkpoints, others: Collection[StableDiffusion]) -> tuple[StableDiffusion, Packages]:
+def _read(
+    file: Entry, checkpoints: Checkpoints, others: Collection[StableDiffusion]
+) -> tuple[StableDiffusion, Packages]:
     try:
         model = sharing(checkpoints.load(file), others)
         return model, checkpoints.compiled(model)
@@ -104,3 +106,12 @@ def _read(file: Entry, checkpoints: Checkpoints, others: Collection[StableDiffus
         if is_out_of_memory(error):
             raise OutOfMemory(f"model: {file.name!r} does not fit into memory beside what runs") from error
         raise
+
+
+def budget_of(pool: Pool, memory: Memory, max_batch: int) -> float:
+    """What models may take together: what they take now, and all that is free beside the fullest forward."""
+    usable = memory.usable()
+    if usable is None:
+        return math.inf
+    forward = max(fullest(model.networks.unet, model.info.native_size, max_batch) for model in pool.models.values())
+    return pool.bytes + max(0, usable - forward)

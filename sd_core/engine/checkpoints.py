@@ -1,4 +1,4 @@
-"""The checkpoints that jobs may name: those loaded at start, and all others on the volume, which are read when asked."""
+"""The checkpoints that jobs may name: those loaded at start, and all others on the volume, read when asked for."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -23,7 +23,7 @@ NO_PACKAGES: Mapping[str, Mapping[Bucket, Step]] = MappingProxyType({})
 
 
 class Pool:
-    """Networks by role and key, of the models that stay loaded. Used on the engine thread only.
+    """Networks by role and key, of the models that stay loaded. Used on the engine thread, except `loaded`.
 
     `packages` are compiled forwards by model name. `budget` bounds the bytes of all weights together: models that no
     job uses are dropped for others, the least recently used first. Raises `ModelError` if two models have the same
@@ -67,6 +67,10 @@ class Pool:
 
     def holds(self, file: Entry) -> bool:
         return file in self._models
+
+    def loaded(self, file: Entry) -> StableDiffusion | None:
+        """The model that was read from this version of a file, if it is loaded now. Safe to call from any thread."""
+        return self._models.get(file)
 
     def model(self, file: Entry) -> StableDiffusion:
         """The model that was read from this version of a file; it becomes the most recently used one."""

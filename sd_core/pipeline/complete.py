@@ -46,10 +46,10 @@ def find_model(name: str | None, known: Collection[str]) -> str:
                 if same(candidate) == same(wanted):
                     return candidate
     near = get_close_matches(name[:MAX_COMPARED], known, n=MAX_LISTED)
-    nearest = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"did you mean {near[0]!r}? There" if near else "there"
     listed = list(dict.fromkeys([*near, *known]))
     more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
-    raise InvalidRequest(f"model: {shorten(name)} is not here{nearest}; there are: {', '.join(listed[:MAX_LISTED])}{more}")
+    raise InvalidRequest(f"model: {shorten(name)} is not here; {hint} are: {', '.join(listed[:MAX_LISTED])}{more}")
 
 
 def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: int) -> R:

@@ -15,8 +15,7 @@ from sd_core.pipeline.preview import LATENT_TO_RGB, LatentToRGB, latent_to_rgb_o
 from sd_core.sampling.denoise import Denoiser
 from sd_core.sampling.schedule import v1_schedule
 from sd_core.text.tokenizer import CLIPTokenizer
-from sd_core.text.vocabulary import Vocabulary
-from sd_core.work import Embedding
+from sd_core.text.vocabulary import Named, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class StableDiffusion:
         """The same model with another VAE, that of this key."""
         return replace(self, networks=replace(self.networks, vae=vae), keys=replace(self.keys, vae=key))
 
-    def with_embeddings(self, embeddings: Iterable[Embedding]) -> "StableDiffusion":
+    def with_embeddings(self, embeddings: Iterable[Named]) -> "StableDiffusion":
         """The same model, whose prompts may name these embeddings; of two with one name the first is taken.
 
         One that does not fit the text encoder is an error of the job that names it.

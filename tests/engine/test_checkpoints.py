@@ -2,28 +2,23 @@
 
 import gc
 import shutil
-import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sd_core.catalogue import Catalogue, Kind
 from sd_core.engine.checkpoints import Checkpoints
 from sd_core.engine.engine import Engine
-from sd_core.errors import InvalidRequest, OutOfMemory
 from sd_core.formats.detect import NATIVE_SIZE_KEY
 from sd_core.formats.keys import UNET_PREFIX
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.request import Request, Result
+from sd_core.request import Request
 from tests.support.engine import SMALL_REQUEST
 from tests.support.pictures import levels_apart
 from tests.support.random_weights import SMALLEST, write_checkpoint

@@ -61,7 +61,9 @@ def test_warming_up_prepares_every_model(both: Engine, monkeypatch: pytest.Monke
 
 
 def test_an_unknown_model_is_refused_with_the_loaded_ones(both: Engine) -> None:
-    with pytest.raises(InvalidRequest, match=r"model 'othr' is not loaded; did you mean 'other'\? Loaded: tiny, other"):
+    with pytest.raises(
+        InvalidRequest, match=r"model: 'othr' is not here; did you mean 'other'\? There are: other, tiny"
+    ):
         both.submit(replace(SMALL_REQUEST, model="othr"))
 
 
