@@ -1,6 +1,6 @@
 """What jobs add to a model from files of the volume: a group of a request's fields, and the records that they hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sd_core.fields import option
 
@@ -27,6 +27,11 @@ class Lora:
         aliases=("te_weight",),
         meaning="of the text encoder's part",
     )
+
+    @property
+    def completed(self) -> "Lora":
+        """The same with nothing left open."""
+        return self if self.text_weight is not None else replace(self, text_weight=self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,7 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
         "image": None,
         "mask": None,
         "outpaint": None if outpaint == Outpaint() else outpaint,
+        "loras": tuple(lora.completed for lora in values["loras"]),
         **_strengths(values, sampler),
     }
     request = make(into, {**values, **filled})
