@@ -233,7 +233,7 @@ def test_a_model_is_found_by_the_ways_of_writing_its_name(name: str | None, expe
 def test_an_unknown_model_is_refused_with_what_is_loaded(name: str) -> None:
     with pytest.raises(InvalidRequest, match="is not here") as caught:
         find_model(name, KNOWN)
-    assert re.search(r"[Tt]here are: first, Second, v1.5, a \[b\]$", str(caught.value))
+    assert re.search(r"[Tt]here are: first, Second, second, v1.5, a \[b\]$", str(caught.value))
     with pytest.raises(InvalidRequest) as caught:
         find_model(name, [f"model-{index}" for index in range(1000)])
     assert "model-998" not in str(caught.value) and str(caught.value).endswith(" and 990 more")
