@@ -28,10 +28,10 @@ A1111_HASH = re.compile(r"\[[0-9A-Fa-f]{6,64}\]\Z")
 
 class Kind(StrEnum):
     CHECKPOINT = "checkpoint"
-    LORA = "lora"
+    LORA = "LoRA"
     EMBEDDING = "embedding"
-    CONTROLNET = "controlnet"
-    VAE = "vae"
+    CONTROLNET = "ControlNet"
+    VAE = "VAE"
     UPSCALER = "upscaler"
     IP_ADAPTER = "IP-Adapter"
     CLIP_VISION = "CLIP vision encoder"

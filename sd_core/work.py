@@ -144,7 +144,10 @@ PLAIN = Extras()
 
 @dataclass(frozen=True)
 class Attachments:
-    """What is attached to a UNet for one work, the same for all of its rows."""
+    """What is attached to a UNet for one work, the same for all of its rows.
+
+    Equal ones have the same effect: what they hold is compared by keys of its content, not by its tensors.
+    """
 
 
 UNATTACHED = Attachments()
