@@ -116,6 +116,10 @@ class Catalogue:
         self._scans: dict[Kind, _Scan] = {}
         self._lock = threading.Lock()
 
+    def has_folder(self, kind: Kind) -> bool:
+        """Whether there are folders for files of this kind."""
+        return bool(self._folders[kind])
+
     def entries(self, kind: Kind) -> tuple[Entry, ...]:
         """All files of `kind`, by folder and then by name; of two with one name the first is the one that is found."""
         return self._fresh(kind).entries

@@ -45,6 +45,10 @@ class Library:
         """Bytes of all that is kept."""
         return self._kept.used
 
+    def has_folder(self, kind: Kind) -> bool:
+        """Whether there are folders for files of this kind."""
+        return self._catalogue.has_folder(kind)
+
     def entries(self, kind: Kind) -> tuple[Entry, ...]:
         """All files of this kind, without reading them."""
         return self._catalogue.entries(kind)

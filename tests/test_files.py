@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -251,7 +252,7 @@ def test_what_is_made_of_several_files_is_made_again_in_another_state_of_them(tm
         return Content(text)
 
     for state in ("old", "old", "new", "new"):
-        assert library.derived("all", state, lambda state=state: make(state)).text == state
+        assert library.derived("all", state, partial(make, state)).text == state
     assert made == ["old", "new"] and library.nbytes == 3
 
 

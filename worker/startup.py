@@ -12,12 +12,14 @@ import numpy as np
 from sd_core.engine.engine import Engine
 from sd_core.engine.graphs import Bucket, Step
 from sd_core.errors import SDError
+from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
 from worker import log
 from worker.api.job import Limits
 from worker.api.response import encode
 from worker.checks import check_gpu, check_outputs
 from worker.find import Found, find
+from worker.folders import catalogue_of
 from worker.identity import ModelIdentity
 from worker.phases import Phases, process_age
 from worker.remedy import remedy
@@ -32,6 +34,7 @@ def start(settings: Settings) -> Service:
     check_outputs(settings.outputs)
     check_gpu(settings)
     found = find(settings)
+    library = Library(catalogue_of(settings, list(dict.fromkeys(file.directory for file in found))))
     models: list[StableDiffusion] = []
     identities: dict[str, ModelIdentity] = {}
     for file in found:
@@ -42,7 +45,7 @@ def start(settings: Settings) -> Service:
         models.append(model)
         identities[model.info.name] = ModelIdentity(model.info.name, model.info.sha256, checkpoint)
     with _explained(settings, found, found[0]):
-        engine = _warm_engine(settings, models, found[0].directory)
+        engine = _warm_engine(settings, models, found[0].directory, library)
         encode(np.zeros((8, 8, 3), np.uint8), "png", "")  # Pillow looks for its writers at the first image
         phases.end("warm_up")
     for identity in identities.values():
@@ -82,9 +85,9 @@ def _converted(file: Found, phases: Phases) -> Path:
     return checkpoint
 
 
-def _warm_engine(settings: Settings, models: Sequence[StableDiffusion], directory: Path) -> Engine:
+def _warm_engine(settings: Settings, models: Sequence[StableDiffusion], directory: Path, library: Library) -> Engine:
     compiled = {model.info.name: compiled_forwards(model, directory) for model in models}
-    engine = Engine(models, settings.max_batch, settings.max_jobs, compiled, _end_process)
+    engine = Engine(models, settings.max_batch, settings.max_jobs, compiled, _end_process, library=library)
     # The interpreter must not be torn down while the engine's thread runs.
     atexit.register(engine.close)
     engine.warm_up()

@@ -86,7 +86,7 @@ def test_a_broken_file_is_an_error_of_the_job_that_names_it_alone(engine: Engine
         assert fine.result().images
 
 
-def test_files_are_read_once_on_a_thread_of_their_own_for_all_images(
+def test_files_are_read_once_for_all_images_and_not_by_the_engine(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = list[str]()
@@ -99,25 +99,4 @@ def test_files_are_read_once_on_a_thread_of_their_own_for_all_images(
     write(tmp_path, "zstyle"), write(tmp_path, "zbad")
     jobs = [engine.submit(replace(REQUEST, num_images=3, seed=seed)) for seed in range(3)]
     assert all(job.result().images for job in jobs)
-    assert len(threads) == 2 and all(name.startswith("loader-") for name in threads)
-
-
-def test_jobs_run_while_the_files_of_others_are_read(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, gate = threading.Event(), threading.Event()
-
-    def reading(path: Path) -> Any:
-        begun.set()
-        assert gate.wait(60)
-        return embedding.load_embedding(path)
-
-    plain = engine.submit(replace(REQUEST, steps=8))  # submitted before there is a file
-    monkeypatch.setattr(embeddings, "load_embedding", reading)
-    write(tmp_path, "zstyle")
-    several = [engine.submit(replace(REQUEST, num_images=4)) for _ in range(3)]
-    assert begun.wait(60)
-    assert plain.result(60).images
-    assert not any(job.done() for job in several)
-    gate.set()
-    assert all(job.result().images for job in several)
+    assert len(threads) == 2 and all(name.startswith("host-") for name in threads)
