@@ -19,7 +19,7 @@ from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.rrdbnet import RRDBNet, RRDBNetConfig
 from sd_core.models.vae import TILE, VAE
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.work import DecodeWork, Embedding, EncodeWork, TextWork, UNetWork, UpscaleWork, Work
+from sd_core.work import DecodeWork, Embedding, EncodeWork, TextWork, UpscaleWork, Work
 from tests.support.counting import counted, normal
 from tests.support.memory import KINDS, cpu_peak, peak_and_counted
 from tests.support.upscalers import SMALL, random_weights
