@@ -24,6 +24,7 @@ from sd_core.engine.scheduler import Running, Scheduler
 from sd_core.errors import Broken, Busy
 from sd_core.library import Library
 from sd_core.pipeline.attached import Needs
+from sd_core.pipeline.editing import meant
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import Prepared, prepare, read_prompt
 from sd_core.pipeline.sample import Run
@@ -100,6 +101,7 @@ class Engine:
         future fails with `OutOfMemory` if the device's memory does not hold the job even alone.
         """
         model = self._pool.model(request.model)
+        request = meant(request, model)
         needs = Needs.of(request, model, self._library)
         return self.run(partial(_prepared, request, model, observe, needs), request)
 
