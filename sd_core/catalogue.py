@@ -28,10 +28,10 @@ A1111_HASH = re.compile(r"\[[0-9A-Fa-f]{6,64}\]\Z")
 
 class Kind(StrEnum):
     CHECKPOINT = "checkpoint"
-    LORA = "lora"
+    LORA = "LoRA"
     EMBEDDING = "embedding"
-    CONTROLNET = "controlnet"
-    VAE = "vae"
+    CONTROLNET = "ControlNet"
+    VAE = "VAE"
     UPSCALER = "upscaler"
     IP_ADAPTER = "IP-Adapter"
     CLIP_VISION = "CLIP vision encoder"
@@ -116,6 +116,10 @@ class Catalogue:
         self._scans: dict[Kind, _Scan] = {}
         self._lock = threading.Lock()
 
+    def has_folder(self, kind: Kind) -> bool:
+        """Whether there are folders for files of this kind."""
+        return bool(self._folders[kind])
+
     def entries(self, kind: Kind) -> tuple[Entry, ...]:
         """All files of `kind`, by folder and then by name; of two with one name the first is the one that is found."""
         return self._fresh(kind).entries
@@ -187,6 +191,13 @@ class Catalogue:
 def folders_in(directory: Path) -> dict[Kind, tuple[Path, ...]]:
     """The folders for everything but checkpoints, as they are named in the directory of a checkpoint."""
     return {kind: (directory / name,) for kind, name in FOLDERS.items()}
+
+
+def entry_of(kind: Kind, path: Path) -> Entry:
+    """A file outside any catalogue, named after itself, as of now. Its stamp is empty if it cannot be examined."""
+    checked = inspect(path, boundary_of(path.parent))
+    stamp = checked if isinstance(checked, Stamp) else Stamp(0, 0)
+    return Entry(kind, path.stem, path.parent, path, stamp)
 
 
 def has_ending(kind: Kind, name: str) -> bool:

@@ -1,9 +1,12 @@
 """The environment, read once into frozen `Settings`. The only module that reads `os.environ`."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from sd_core.catalogue import Kind
 
 VOLUME = Path("/runpod-volume")
 WORKSPACE = Path("/workspace")
@@ -24,11 +27,22 @@ SWITCH = {
     **dict.fromkeys(("", "0", "false", "no", "off"), False),
 }
 
+FOLDER_VARIABLES: Mapping[Kind, str] = {
+    Kind.LORA: "SD_LORAS",
+    Kind.EMBEDDING: "SD_EMBEDDINGS",
+    Kind.CONTROLNET: "SD_CONTROLNETS",
+    Kind.VAE: "SD_VAES",
+    Kind.UPSCALER: "SD_UPSCALERS",
+    Kind.IP_ADAPTER: "SD_IP_ADAPTERS",
+    Kind.CLIP_VISION: "SD_CLIP_VISION",
+}
+
 DEFAULT_MAX_BATCH = 8
 DEFAULT_MAX_CONCURRENCY = 8  # as many as share a forward
 DEFAULT_MAX_JOBS = 64
 DEFAULT_MAX_PIXELS = 2048 * 2048  # one image of the largest size, or sixteen of 512x512
 MIN_PICTURE_PIXELS = 64 * 64
+UNITS = {10**6: "megabytes", 10**9: "gigabytes"}
 
 
 class StartupError(Exception):
@@ -44,7 +58,9 @@ class Settings:
     """What the operator chose.
 
     If `weights` is None, the directories of `search` are searched in order. `checkpoints` are file names, the default
-    model first; empty means the usual one. `has_queue` is whether the SDK gets its jobs from the platform.
+    model first; empty means the usual one. `folders` are those that are set for the files that jobs may name; `volumes`
+    may hold others. `has_queue` is whether the SDK gets its jobs from the platform. Models that stay loaded take
+    `models_bytes` together at most; None means what is free.
     """
 
     weights: Path | None
@@ -60,9 +76,12 @@ class Settings:
     max_jobs: int = DEFAULT_MAX_JOBS
     max_pixels: int = DEFAULT_MAX_PIXELS
     max_response_bytes: int = 10_000_000
+    models_bytes: int | None = None
     log_level: str = "INFO"
     port: int = 8000
     allow_private_urls: bool = False
+    folders: Mapping[Kind, tuple[Path, ...]] = field(default_factory=dict)
+    volumes: tuple[Path, ...] = ()
 
 
 def is_runpod(environ: Mapping[str, str]) -> bool:
@@ -107,10 +126,13 @@ def read_settings(
         # With fewer, the worker would take jobs from the platform only to refuse them.
         max_jobs=reader.integer("SD_MAX_JOBS", max(DEFAULT_MAX_JOBS, max_concurrency), max_concurrency, 2**20),
         max_pixels=reader.integer("SD_MAX_PIXELS", DEFAULT_MAX_PIXELS, MIN_PICTURE_PIXELS, 2**40),
-        max_response_bytes=reader.megabytes("SD_MAX_RESPONSE_MB", 10.0),
+        max_response_bytes=reader.bytes("SD_MAX_RESPONSE_MB", 10.0, 10**6),
+        models_bytes=reader.bytes("SD_MODELS_GB", 0.0, 10**9) or None,
         log_level="DEBUG" if debug else LOG_LEVELS[level],
         port=reader.integer("PORT", 8000, 0, 65535),
         allow_private_urls=reader.switch("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS"),
+        folders={kind: folders for kind, name in FOLDER_VARIABLES.items() if (folders := reader.directories(name))},
+        volumes=(volume, workspace),
     )
     if reader.problems:
         raise SettingsError("\n".join(["These environment variables have unusable values:", *reader.problems]))
@@ -137,6 +159,9 @@ class _Reader:
             self._bad(name, "is not a plain file name, or several with : between; the directory belongs in SD_WEIGHTS")
         return values
 
+    def directories(self, name: str) -> tuple[Path, ...]:
+        return tuple(Path(value.strip()).expanduser() for value in self.text(name).split(":") if value.strip())
+
     def choice(self, name: str, default: str, known: tuple[str, ...], fold: Callable[[str], str]) -> str:
         value = fold(self.text(name)) or default
         if value in known:
@@ -161,16 +186,17 @@ class _Reader:
             return default
         return number
 
-    def megabytes(self, name: str, default: float) -> int:
+    def bytes(self, name: str, default: float, unit: int) -> int:
+        """A size in megabytes or gigabytes, fractions allowed."""
         value = self.text(name)
         try:
             number = float(value) if value else default
         except ValueError:
-            number = 0.0
-        if not 0.001 <= number <= 1000:
-            self._bad(name, "is not a number of megabytes from 0.001 to 1000")
+            number = math.nan
+        if value and not 0.001 <= number <= 1000:
+            self._bad(name, f"is not a number of {UNITS[unit]} from 0.001 to 1000")
             number = default
-        return int(number * 1_000_000)
+        return int(number * unit)
 
     def _bad(self, name: str, reason: str) -> None:
         self.problems.append(f"  {name}={self.environ[name][:80]!r} {reason}")

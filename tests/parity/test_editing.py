@@ -162,7 +162,7 @@ def test_a_mask_keeps_what_is_not_edited(side: Side) -> None:
 
 def test_an_edit_needs_an_image(side: Side) -> None:
     with pytest.raises(InvalidRequest, match="image: the model 'random' edits images, so it needs one"):
-        side.engine.submit(replace(REQUEST, image=None))
+        side.engine.submit(replace(REQUEST, image=None)).result()
 
 
 def test_the_third_row_is_left_out_if_it_does_nothing(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
