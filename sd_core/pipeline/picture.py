@@ -44,6 +44,8 @@ def picture(
         conditioning = yield from encoded(texts, model, conditioning)
         latents = yield from second_start(request, model, latents, noise, loaded.upscaler)
         larger = None if source is None else source.larger
+        if model.takes_image:
+            larger = larger or source
         start = yield from begin_again(model, noise, larger, latents, tiling=tiling)
         if on_step is not None:
             on_step = after(len(runs[0].grid(model)) - 1, runs[0].calls(model), on_step)
