@@ -3,7 +3,7 @@
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -165,24 +165,28 @@ def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Sc
     return scores
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def command(
+    description: str, judge: Callable[[Engine, int, Path | None], dict[str, Score]], max_count: int | None = None
+) -> None:
+    """Run a judge from the command line and print its scores as JSON."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights")
-    max_count = len(unseen_singles())
-    parser.add_argument("--count", type=int, default=60, help=f"images per group, at most {max_count}")
+    at_most = f", at most {max_count}" if max_count else ""
+    parser.add_argument("--count", type=int, default=60, help=f"images per group{at_most}")
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--sheet", type=Path, help="write all images to this PNG")
     arguments = parser.parse_args()
-    if not 1 <= arguments.count <= max_count:
-        parser.error(f"--count is 1 to {max_count}, the number of one-shape prompts that training left out")
+    if arguments.count < 1 or arguments.count > (max_count or arguments.count):
+        parser.error(f"--count is at least 1{at_most}")
     model = StableDiffusion.load(
         arguments.weights / "demo.safetensors", arguments.weights, device="cpu", dtype=arguments.dtype
     )
-    engine = Engine([model], max_batch=8)
+    engine = Engine([model], max_batch=8, max_jobs=4 * arguments.count)  # a judge may ask for several images a case
     scores = judge(engine, arguments.count, arguments.sheet)
     engine.close()
     print(json.dumps({group: asdict(score) for group, score in scores.items()}, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    # As many one-shape prompts as training left out.
+    command(__doc__, judge, len(unseen_singles()))

@@ -3,11 +3,9 @@
 An image is right if it shows the scene of its prompt as a whole, and if every kept pixel is the sent one.
 """
 
-import argparse
-import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +25,9 @@ from demo.dataset import (
     single_prompt,
     single_scene,
 )
-from demo.judge import Score, detect, shows
+from demo.judge import Score, command, detect, shows
 from sd_core.engine.engine import Engine
 from sd_core.nested import Outpaint
-from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 
 MARGIN = 1.5  # the mask's size relative to the shape that it hides
@@ -142,23 +139,5 @@ def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Sc
     return scores
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights")
-    parser.add_argument("--count", type=int, default=60, help="images a group")
-    parser.add_argument("--dtype", default="fp32")
-    parser.add_argument("--sheet", type=Path, help="write all images to this PNG")
-    arguments = parser.parse_args()
-    if arguments.count < 1:
-        parser.error("--count is at least 1")
-    model = StableDiffusion.load(
-        arguments.weights / "demo.safetensors", arguments.weights, device="cpu", dtype=arguments.dtype
-    )
-    engine = Engine([model], max_batch=8)
-    scores = judge(engine, arguments.count, arguments.sheet)
-    engine.close()
-    print(json.dumps({group: asdict(score) for group, score in scores.items()}, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, judge)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sd_core.engine.graphs import BUCKETS, MAX_GRAPHS, Bucket, CUDACapture, GraphedUNet, Replay
 from sd_core.models.given import Given
-from sd_core.models.unet import UNet, UNetConfig, UNetStep
+from sd_core.models.unet import UNet, UNetConfig
+from sd_core.models.unet_step import UNetStep
 
 CONFIG = UNetConfig(channels=(32, 64), num_res_blocks=1, attention_levels=(0,), context_dim=32)
 
