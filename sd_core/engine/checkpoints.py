@@ -10,10 +10,10 @@ from sd_core.cache import LRU
 from sd_core.catalogue import Catalogue, Entry, Kind, UnknownFile
 from sd_core.engine.graphs import Bucket, Step
 from sd_core.errors import InvalidRequest, ModelError
-from sd_core.formats.check import meta_networks
-from sd_core.formats.detect import Architecture, detect, require_drawable
-from sd_core.formats.files import TensorFile, first_bytes, is_pickle, open_safetensors
-from sd_core.formats.unpickle import read_checkpoint
+from sd_core.formats.check import contained_networks
+from sd_core.formats.detect import SOURCE_SHA256_KEY, Contents
+from sd_core.formats.load import contents_of
+from sd_core.formats.unpickle import open_checkpoint
 from sd_core.layout.choose import bytes_in_use, lay_out
 from sd_core.pipeline.complete import find_model
 from sd_core.pipeline.model import StableDiffusion
@@ -66,11 +66,11 @@ class Checkpoints(Mapping[str, About]):
         self._first = {model.info.name: model.file for model in models}
         self._outside = {name for name, file in self._first.items() if not self._has(name, file)}
         self._known: LRU[Entry, About] = LRU(MAX_KNOWN)
-        self._sizes: dict[Architecture, int] = {}
+        self._sizes: dict[Contents, int] = {}
         self._lock = threading.Lock()  # over the two above
         for model in models:
             size = sum(bytes_in_use(network, self._dtype) for network in model.networks.all)
-            self._sizes[model.networks.architecture] = size
+            self._sizes[model.networks.architecture.contents] = size
             self._known.put(model.file, About(model.info.native_size, model.info.sha256, size))
 
     def __iter__(self) -> Iterator[str]:
@@ -118,23 +118,22 @@ class Checkpoints(Mapping[str, About]):
             return False
 
     def _read_head(self, file: Entry) -> About:
-        with _opened(file.path) as opened:
-            architecture = detect(opened.shapes, opened.metadata)
-            sha256 = opened.metadata.get("sd_core.source_sha256")
-        require_drawable(architecture)
-        return About(architecture.native_size, sha256, self._bytes(architecture))
+        contents = contents_of(file.path)
+        with open_checkpoint(file.path) as opened:
+            sha256 = opened.metadata.get(SOURCE_SHA256_KEY)
+        return About(contents.native_size, sha256, self._bytes(contents))
 
-    def _bytes(self, architecture: Architecture) -> int:
+    def _bytes(self, contents: Contents) -> int:
         """What networks of this architecture take, which most checkpoints share."""
         with self._lock:
-            size = self._sizes.get(architecture)
+            size = self._sizes.get(contents)
         if size is None:
-            networks = meta_networks(architecture)
+            networks = contained_networks(contents).values()
             for network in networks:
                 lay_out(network, self._device, self._dtype)
             size = sum(bytes_in_use(network, self._dtype) for network in networks)
             with self._lock:
-                self._sizes[architecture] = size
+                self._sizes[contents] = size
         return size
 
     def _tokenizer_of(self, directory: Path) -> CLIPTokenizer:
@@ -143,10 +142,6 @@ class Checkpoints(Mapping[str, About]):
         if not has_own or directory == self._tokenizer_dir:
             return self._tokenizer
         return CLIPTokenizer.load(directory)
-
-
-def _opened(path: Path) -> TensorFile:
-    return read_checkpoint(path) if is_pickle(first_bytes(path)) else open_safetensors(path)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sd_core.errors import ModelError
 from sd_core.formats.check import contained_networks, networks_shapes, require_equal

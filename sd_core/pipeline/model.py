@@ -9,6 +9,7 @@ import torch
 from sd_core.catalogue import Entry, Kind, entry_of
 from sd_core.device import DTYPES, choose_device, choose_dtype
 from sd_core.errors import ModelError
+from sd_core.formats.detect import SOURCE_SHA256_KEY
 from sd_core.formats.load import Networks, load_networks
 from sd_core.models.vae import VAE
 from sd_core.pipeline.preview import LATENT_TO_RGB, LatentToRGB, latent_to_rgb_of
@@ -124,7 +125,7 @@ class StableDiffusion:
             )
         info = ModelInfo(
             name=file.name,
-            sha256=networks.metadata.get("sd_core.source_sha256"),
+            sha256=networks.metadata.get(SOURCE_SHA256_KEY),
             native_size=architecture.native_size,
             device=str(chosen),
             dtype=name,
