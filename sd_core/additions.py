@@ -8,6 +8,9 @@ MAX_NAME = 256
 MAX_LORAS = 8
 MAX_WEIGHT = 4
 
+# A1111's names for the VAE of the checkpoint.
+OWN_VAE = ("Automatic", "None")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
@@ -39,3 +42,11 @@ class Additions:
     """Adapters and networks from files."""
 
     loras: tuple[Lora, ...] = option((), max_items=MAX_LORAS, flat=("lora", "lora_scale"))
+    vae: str | None = option(
+        None,
+        filled="the checkpoint's own",
+        min_length=1,
+        max_length=MAX_NAME,
+        label="VAE",
+        meaning="a file in `vae/`, without its ending; `Automatic` and `None` mean the checkpoint's own",
+    )

@@ -42,7 +42,7 @@ def start(settings: Settings) -> Service:
                 phases.end("convert")
             models.append(StableDiffusion.load(checkpoint, file.tokenizer, settings.device, settings.dtype))
             phases.end("load")
-    checkpoints = Checkpoints(models, _catalogue(found), _safetensors, compiled_forwards)
+    checkpoints = Checkpoints(models, _catalogue(found), compiled_forwards)
     with _explained(settings, found, found[0]):
         engine = _warm_engine(settings, models, checkpoints)
         encode(np.zeros((8, 8, 3), np.uint8), "png", "")  # Pillow looks for its writers at the first image
