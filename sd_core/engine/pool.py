@@ -9,6 +9,7 @@ from torch import nn
 
 from sd_core.catalogue import Entry
 from sd_core.engine.graphs import Bucket, GraphedUNet, Step, for_device
+from sd_core.engine.sharing import sharing
 from sd_core.errors import ModelError
 from sd_core.layout.choose import bytes_in_use
 from sd_core.models.clip import CLIPTextEncoder
@@ -50,7 +51,7 @@ class Pool:
         self._steps: dict[str, UNet | GraphedUNet] = {}
         self._bytes: dict[str, int] = {}
         for model in models:
-            self.add(model, packages.get(model.info.name, {}))
+            self.add(sharing(model, self.by_key), packages.get(model.info.name, {}))
 
     @property
     def models(self) -> Mapping[str, StableDiffusion]:

@@ -137,15 +137,21 @@ class StableDiffusion:
 
     @classmethod
     def load(
-        cls, checkpoint: Path, tokenizer_dir: Path, device: str = "auto", dtype: str = "auto"
+        cls,
+        checkpoint: Path,
+        tokenizer_dir: Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        lender: Callable[[], "StableDiffusion"] | None = None,
     ) -> "StableDiffusion":
         """Load `checkpoint` (.safetensors) with `vocab.json` and `merges.txt` of `tokenizer_dir`.
 
-        `device` is auto, cpu, cuda or mps, `dtype` auto, fp32, fp16 or bf16: auto is the best device there is, with
-        fp16, or fp32 on a CPU. Raises `ModelError` that names the file, or `DeviceError` that names the setting.
+        `lender` is asked for the model whose text encoder and VAE it takes if the file has none. `device` is auto, cpu,
+        cuda or mps, `dtype` auto, fp32, fp16 or bf16: auto is the best device there is, with fp16, or fp32 on a CPU.
+        Raises `ModelError` that names the file, or `DeviceError` that names the setting.
         """
         tokenizer = CLIPTokenizer.load(tokenizer_dir)
-        return cls.read(entry_of(Kind.CHECKPOINT, checkpoint), tokenizer, device, dtype)
+        return cls.read(entry_of(Kind.CHECKPOINT, checkpoint), tokenizer, device, dtype, lender)
 
     @classmethod
     def read(
@@ -156,10 +162,7 @@ class StableDiffusion:
         dtype: str = "auto",
         lender: Callable[[], "StableDiffusion"] | None = None,
     ) -> "StableDiffusion":
-        """As `load`, from a file of the catalogue, whose name the model has.
-
-        `lender` is asked for the model whose text encoder and VAE it takes if it has none.
-        """
+        """As `load`, from a file of the catalogue, whose name the model has."""
         chosen = choose_device(device)
         name = choose_dtype(dtype, chosen)
         parts = load_parts(file.path, chosen, DTYPES[name], packed=True)
