@@ -51,7 +51,7 @@ def prepare(
     if request.hires is not None:
         sizes.append(enlarged(*request.drawn_size, request.hires).size)
     runs = list(zip(Run.all_of(request), sizes, strict=True))
-    warnings, labels = list[str](), dict[str, str]()
+    warnings, labels = list(model.borrowed.values()), dict[str, str]()
     loading = needs.loading()
     prompts = cache(partial(_prompts, request, model, warnings, labels))
     draws = []
