@@ -10,10 +10,14 @@ from sd_core.formats.keys import TEXT_PREFIX, VAE_PREFIX, show_some, unet_prefix
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a file is, as a noun with its article, and the folder of the volume in which jobs find such files."""
+    """What a file is, as a noun with its article, and the folder of the volume in which jobs find such files.
+
+    One that is not `is_known` is only described.
+    """
 
     what: str
     folder: str | None = None
+    is_known: bool = True
 
     def __str__(self) -> str:
         return self.what if self.folder is None else f"{self.what}: put it into {self.folder}/"
@@ -112,8 +116,8 @@ def recognize(shapes: Mapping[str, tuple[int, ...]]) -> Foreign | None:
     if 1 <= len(shapes) <= 2 and all(len(s) in (1, 2) and s[-1] in _EMBEDDING_WIDTHS for s in shapes.values()):
         return EMBEDDING
     if not shapes:
-        return Foreign("a file without tensors")
-    return Foreign(f"not recognized; its {len(shapes)} tensors are {show_some(shapes)}")
+        return Foreign("a file without tensors", is_known=False)
+    return Foreign(f"not recognized; its {len(shapes)} tensors are {show_some(shapes)}", is_known=False)
 
 
 def refuse(shapes: Mapping[str, tuple[int, ...]]) -> None:
