@@ -1,17 +1,13 @@
 """What files are that jobs name beside a checkpoint, as pairs of a label and a text."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from sd_core.adapters.bases import V1, base_of
-from sd_core.adapters.families import family_of
-from sd_core.adapters.names import UNET, Names
-from sd_core.adapters.parts import BUNDLED, Found, found_in
+from sd_core.adapters.bases import V1
+from sd_core.adapters.names import TEXT, UNET
 from sd_core.errors import ModelError
 from sd_core.formats import foreign
-from sd_core.formats.check import compare, meta_networks, networks_shapes
-from sd_core.formats.detect import Architecture
+from sd_core.formats.check import compare, networks_shapes
 from sd_core.formats.embedding import load_embedding
 from sd_core.formats.files import TensorFile
 from sd_core.formats.foreign import Foreign
@@ -21,18 +17,15 @@ from sd_core.formats.keys import VAE_PREFIX, show
 from sd_core.formats.origins import shapes_of
 from sd_core.formats.upscaler import config_of, upscaler_names
 from sd_core.formats.vae import vae_of
-from sd_core.models.clip import CLIPConfig
 from sd_core.models.taesd import TAESD
-from sd_core.models.unet import UNetConfig
-from sd_core.models.vae import VAEConfig
+from sd_core.pipeline.adapters import describe_adapter
 
 Pair = tuple[str, str]
 
 MAX_RANKS = 8
 """Distinct ranks that are listed; trainers use a few."""
 
-# The tensors of an adapter whose first dimension is its rank.
-_OF_RANK = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
+_NETWORKS = {UNET: "UNet", TEXT: "text encoder"}
 
 _READS_PROMPT = re.compile(r"attn2\.to_k(_ip)?\.weight$|\.to_k_ip\.weight$")
 _WIDTHS = {
@@ -59,38 +52,18 @@ def _nothing(file: TensorFile) -> list[Pair]:  # noqa: ARG001
 
 
 def _lora(file: TensorFile) -> list[Pair]:
-    base = base_of(file.shapes, file.metadata)
-    text_encoder, unet, _ = meta_networks(Architecture(CLIPConfig(), UNetConfig(), VAEConfig()))
-    found = found_in(file.shapes, Names.of(unet, text_encoder))
-    families: Counter[str] = Counter()
-    unused = list(found.left)
-    for parts in found.layers.values():
-        family = family_of(parts.stored)
-        families["incomplete" if family is None else family.name] += 1
-        unused += [stored for part, stored in parts.stored.items() if family is None or part not in family.parts]
-    in_unet = sum(network == UNET for network, _ in found.layers)
-    bundled = {name.split(".")[1] for name in file.tensors if name.startswith(BUNDLED)}
+    found = describe_adapter(file)
+    families = ", ".join(f"{name} ({count})" for name, count in found.families.items())
+    ranks = ", ".join(map(str, found.ranks[:MAX_RANKS])) + (", ..." if len(found.ranks) > MAX_RANKS else "")
+    modules = (f"{found.modules.get(network, 0)} of the {what}" for network, what in _NETWORKS.items())
     return [
-        ("base", base or ("not stated; its names are v1.x's" if found.layers else "not v1.x")),
-        ("family", ", ".join(f"{name} ({count})" for name, count in families.most_common()) or "none"),
-        ("modules", f"{in_unet} of the UNet, {len(found.layers) - in_unet} of the text encoder"),
-        ("rank", _ranks(found, file.shapes)),
-        *([("embeddings", ", ".join(map(show, sorted(bundled))))] if bundled else []),
-        *entries("ignored", [show(name) for name in sorted(unused)]),
+        ("base", found.base or "not stated"),
+        ("family", families or "none that fits v1.x"),
+        ("modules", ", ".join(modules)),
+        ("rank", ranks or "none"),
+        ("embeddings", ", ".join(map(show, found.embeddings)) or "none"),
+        *entries("ignored", [show(name) for name in found.ignored]),
     ]
-
-
-def _ranks(found: Found, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    ranks = Counter(
-        shapes[stored][0]
-        for parts in found.layers.values()
-        for part, stored in parts.stored.items()
-        if part in _OF_RANK and shapes[stored]
-    )
-    if len(ranks) <= 1:
-        return str(next(iter(ranks), "none"))
-    shown = ", ".join(f"{rank} ({count})" for rank, count in sorted(ranks.items())[:MAX_RANKS])
-    return shown + (", ..." if len(ranks) > MAX_RANKS else "")
 
 
 def _embedding(file: TensorFile) -> list[Pair]:

@@ -46,9 +46,10 @@ SDXL, SD2 = _family("Stable Diffusion XL"), _family("Stable Diffusion 2.x")
 
 # Adapters leave tensors of these names in checkpoints that they were merged into.
 _LEFTOVERS: tuple[tuple[Foreign, str], ...] = (
+    (IP_ADAPTER, r"^(ip_adapter|image_proj|image_proj_model)\."),
     (
         LORA,
-        r"(^|[._])lora_(up|down|mid|A|B|unet|te\d?|embedding)\b|(^|\.)(lora|lycoris|oft)_(unet|te\d?)?_|\.lora\.(up|down)\."
+        r"(^|[._])lora_(up|down|mid|A|B|unet|te\d?|embedding)\b|(^|\.)(lora|lycoris|oft)_(unet|te\d?)?_|[._]lora\.(up|down)\."
         r"|\.(hada|lokr)_[wt]|\.oft_(blocks|diag)$|\.(a1|b1)\.weight$|\.dora_scale$|^lycoris_|\.(w_norm|diff_b)$",
     ),
     (EMBEDDING, r"^(string_to_(param|token)\b|emb_params$|clip_[lg]$)"),
@@ -56,7 +57,6 @@ _LEFTOVERS: tuple[tuple[Foreign, str], ...] = (
 
 # The first entry that matches any name decides, so more specific kinds come first.
 _KINDS: tuple[tuple[Foreign, str], ...] = (
-    (IP_ADAPTER, r"^(ip_adapter\.\d+\.to_[kv]_ip\.|image_proj\.|image_proj_model\.|ip_adapter\.)"),
     (Foreign("a ControlLLLite (for Stable Diffusion XL)"), r"^lllite_"),
     (Foreign("a motion module (AnimateDiff)"), r"(^|\.)motion_modules?\."),
     (CONTROLNET, r"^(control_model\.|controlnet_|input_hint_block\.|zero_convs\.|lora_controlnet$)"),
