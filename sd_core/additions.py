@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, replace
 
+from sd_core.checks import plain
 from sd_core.fields import option
 
 MAX_NAME = 256
 MAX_LORAS = 8
 MAX_WEIGHT = 4
+IMAGE_SCALE = 1.5
 
 # A1111's names for the VAE of the checkpoint.
 OWN_VAE = ("Automatic", "None")
@@ -42,6 +44,16 @@ class Additions:
     """Adapters and networks from files."""
 
     loras: tuple[Lora, ...] = option((), max_items=MAX_LORAS, flat=("lora", "lora_scale"))
+    image_scale: float = option(
+        IMAGE_SCALE,
+        low=0,
+        high=20,
+        aliases=("image_cfg_scale",),
+        label="Image CFG scale",
+        to_text=lambda request: None if request.image_scale == IMAGE_SCALE else plain(request.image_scale),
+        acts_with=("image",),
+        meaning="how closely a checkpoint that edits images (instruct-pix2pix) keeps to the sent one",
+    )
     vae: str | None = option(
         None,
         filled="the checkpoint's own",

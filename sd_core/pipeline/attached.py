@@ -1,7 +1,7 @@
 """What a job's images need from files of the volume: found when it is submitted, read on the host before they begin."""
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ from sd_core.library import Library
 from sd_core.models.rrdbnet import RRDBNet
 from sd_core.nested import UPSCALERS
 from sd_core.pipeline.embeddings import vocabulary_of
+from sd_core.pipeline.loras import NO_LORAS, Loras, loras_of
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.once import Once
 from sd_core.request import Request
@@ -27,7 +28,12 @@ class Loaded:
 
     vocabulary: Vocabulary | None = None
     upscaler: RRDBNet | None = None
+    loras: Loras = NO_LORAS
     attached: Attachments = UNATTACHED
+
+    def attached_to(self, run: int) -> Attachments:
+        """What is attached to the UNet in the run of this index."""
+        return replace(self.attached, adapters=self.loras.of(run).unet)
 
 
 NOTHING = Loaded()
@@ -39,11 +45,16 @@ class Needs:
 
     vocabulary: Load[Vocabulary] | None = None
     upscaler: Load[RRDBNet] | None = None
+    loras: Load[Loras] | None = None
 
     @classmethod
     def of(cls, request: Request, model: StableDiffusion, library: Library) -> "Needs":
         """Find the files that a request names, without reading them. Raises `InvalidRequest` that names the field."""
-        return cls(vocabulary=vocabulary_of(model, library), upscaler=_upscaler(request, model, library))
+        return cls(
+            vocabulary=vocabulary_of(model, library),
+            upscaler=_upscaler(request, model, library),
+            loras=loras_of(request, model, library),
+        )
 
     @property
     def is_large(self) -> bool:
@@ -58,6 +69,7 @@ class Needs:
         return Loaded(
             vocabulary=self.vocabulary and self.vocabulary(),
             upscaler=self.upscaler and self.upscaler(),
+            loras=self.loras() if self.loras else NO_LORAS,
         )
 
 
