@@ -11,11 +11,12 @@ from sd_core.library import Library
 from sd_core.models.rrdbnet import RRDBNet
 from sd_core.nested import UPSCALERS
 from sd_core.pipeline.embeddings import vocabulary_of
+from sd_core.pipeline.guides import guides_of
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.once import Once
 from sd_core.request import Request
 from sd_core.text.vocabulary import Vocabulary
-from sd_core.work import UNATTACHED, Attachments, HostTask
+from sd_core.work import UNATTACHED, Attachments, Guide, HostTask
 
 T = TypeVar("T")
 Load = Callable[[], T]
@@ -28,6 +29,7 @@ class Loaded:
     vocabulary: Vocabulary | None = None
     upscaler: RRDBNet | None = None
     attached: Attachments = UNATTACHED
+    guides: tuple[Guide, ...] = ()
 
 
 NOTHING = Loaded()
@@ -39,11 +41,16 @@ class Needs:
 
     vocabulary: Load[Vocabulary] | None = None
     upscaler: Load[RRDBNet] | None = None
+    guides: Load[tuple[Guide, ...]] | None = None
 
     @classmethod
     def of(cls, request: Request, model: StableDiffusion, library: Library) -> "Needs":
         """Find the files that a request names, without reading them. Raises `InvalidRequest` that names the field."""
-        return cls(vocabulary=vocabulary_of(model, library), upscaler=_upscaler(request, model, library))
+        return cls(
+            vocabulary=vocabulary_of(model, library),
+            upscaler=_upscaler(request, model, library),
+            guides=guides_of(request, model, library),
+        )
 
     def loading(self) -> "Loading":
         """What reads all of it, once for all images of a job."""
@@ -53,6 +60,7 @@ class Needs:
         return Loaded(
             vocabulary=self.vocabulary and self.vocabulary(),
             upscaler=self.upscaler and self.upscaler(),
+            guides=() if self.guides is None else self.guides(),
         )
 
 
