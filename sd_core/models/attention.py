@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.models.given import NOTHING, Given, KeysValues
+from sd_core.models.given import NOTHING, Given, ImageRead, KeysValues
 from sd_core.models.layers import Conv2d, GatedLinear, LayerNorm, Linear, Named, group_norm
 from sd_core.models.merging import Merging
 
@@ -80,12 +80,24 @@ class CrossAttention(Named, nn.Module):
         self, x: Tensor, keys_values: KeysValues, add: Tensor | None = None, given: Given = NOTHING
     ) -> Tensor:  # (B, T, dim)
         keys, values = keys_values
-        attended = attention(self.to_q(x, given=given), keys, values, self.heads)
+        queries = self.to_q(x, given=given)
+        attended = attention(queries, keys, values, self.heads)
+        for image in given.images.get(self.name, ()):
+            attended = self._with_image(attended, queries, image)
         rows = given.identity.get(self.name)
         if rows is not None:
             attended = attended.index_copy(0, rows, values[rows])
         out: Tensor = self.to_out[0](attended, add, given)
         return out
+
+    def _with_image(self, attended: Tensor, queries: Tensor, image: ImageRead) -> Tensor:  # (B, T, dim) each
+        """`attended` and, for the rows of an image, what the same queries find in it; other rows stay as they are.
+
+        Source: Ye et al. 2023, "IP-Adapter", equation 5.
+        """
+        if image.rows is None:
+            return attended + attention(queries, image.keys, image.values, self.heads)
+        return attended.index_add(0, image.rows, attention(queries[image.rows], image.keys, image.values, self.heads))
 
 
 class GEGLU(nn.Module):

@@ -23,6 +23,18 @@ class FreeU:
 
 
 @dataclass(frozen=True)
+class ImageRead:
+    """What an attention reads of images besides prompts: keys and values (k, S, dim), the values times their weights.
+
+    Entry i is added to row `rows[i]`, which may have several; None means entry i belongs to row i, for all rows.
+    """
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Residuals:
     """What is added to feature maps of the rows in `rows` (k,), None: of all rows.
 
@@ -47,9 +59,9 @@ class Given:
     means the same.
     `padding` is "zeros" or "circular"; a convolution that is not named pads with zeros. In a self-attention named in
     `identity`, each of these rows (k,) attends to itself alone. One named in `merged` sees that part of its tokens
-    merged into similar ones, which is an approximation. `control` is added to what the UNet's encoder hands to its
-    decoder, the skip connections and then the middle block's output; `features` are added to the last output of each
-    level, on the way down.
+    merged into similar ones, which is an approximation. `images` are what attentions to prompts read of images, one
+    entry for each length. `control` is added to what the UNet's encoder hands to its decoder, the skip connections and
+    then the middle block's output; `features` are added to the last output of each level, on the way down.
     """
 
     keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
@@ -60,15 +72,18 @@ class Given:
     identity: Mapping[str, Tensor] = field(default_factory=dict)
     merged: Mapping[str, float] = field(default_factory=dict)
     freeu: FreeU | None = None
+    images: Mapping[str, Sequence[ImageRead]] = field(default_factory=dict)
     control: tuple[Residuals, ...] = ()
     features: tuple[Residuals, ...] = ()
 
     @property
     def is_plain(self) -> bool:
         """Whether the network runs as it was trained, on keys and values alone."""
-        has_adapters = self.adapters or self.row_adapters
-        departs = has_adapters or self.padding or self.identity or self.merged or self.freeu
-        return not (departs or self.control or self.features)
+        changes = (
+            *(self.adapters, self.row_adapters, self.images, self.control, self.features),
+            *(self.padding, self.identity, self.merged, self.freeu),
+        )
+        return not any(changes)
 
     @property
     def expanded(self) -> "Given":
