@@ -52,9 +52,7 @@ MODES: Mapping[str, str] = MappingProxyType(
 RESIZE_MODES: Mapping[str, str] = MappingProxyType(
     {"stretch": "Just Resize", "crop": "Crop and Resize", "fill": "Resize and Fill"}
 )
-HR_OPTIONS: Mapping[str, str] = MappingProxyType(
-    {"both": "Both", "low": "Low res only", "high": "High res only"}
-)
+HR_OPTIONS: Mapping[str, str] = MappingProxyType({"both": "Both", "low": "Low res only", "high": "High res only"})
 """Choices, each with the words of sd-webui-controlnet, in the order of its numbers."""
 
 PREPROCESSORS = ("none", "canny", "invert", "threshold", "scribble_xdog", "lineart_standard", "blur", "tile", "inpaint")
@@ -81,7 +79,10 @@ class ControlNet:
     """A network that steers an image by a control image: a ControlNet or a T2I-Adapter."""
 
     model: str = option(
-        min_length=1, max_length=MAX_NAME, aliases=("name", "path"), meaning="a file in `controlnet/`, without its ending"
+        min_length=1,
+        max_length=MAX_NAME,
+        aliases=("name", "path"),
+        meaning="a file in `controlnet/`, without its ending",
     )
     image: np.ndarray | None = option(
         None,

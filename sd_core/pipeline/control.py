@@ -1,9 +1,9 @@
-"""The controls of a job's images: networks from files, hints made on the host, and the steps and rows that they act on."""
+"""The controls of a job's images: hints, made on the host and embedded, and the steps and rows that they act on."""
 
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from PIL import Image
 
 from sd_core.additions import ControlNet
 from sd_core.device import upload
+from sd_core.models.controlnet import ControlNet as ControlNetwork
 from sd_core.models.t2i_adapter import T2IAdapter
 from sd_core.pipeline.images import Frame, Source, digest
 from sd_core.pipeline.once import Once
@@ -27,6 +28,12 @@ SOFT_FEATURES = (0.25, 0.62, 0.825, 1.0)
 
 MAX_MAP_COLORS = 200
 """Images of so few colours, but more than two, are maps whose colours must not be mixed (sd-webui-controlnet)."""
+
+
+MAX_SKEW = 0.02
+"""Part of a side by which a control image may differ in aspect without a warning."""
+
+R = TypeVar("R", bound=Request)
 
 
 @dataclass(frozen=True)
@@ -92,14 +99,31 @@ class Hints:
             if unit.weight == 0 or not _is_in(unit, run, has_hires=self._request.hires is not None):
                 continue
             frame = None if source is None else source.frame
-            make = self._made.setdefault((index, run), Once(partial(hint_image, unit, self._request.image, size, frame)))
+            make = self._made.setdefault(
+                (index, run), Once(partial(hint_image, unit, self._request.image, size, frame))
+            )
             made: HintImage = yield HostTask(make)
             pixels = upload(torch.from_numpy(made.pixels), device)[None]
             hint = yield HintWork(guide, made.key, pixels, self._request.tiling)
-            pools = not isinstance(guide, T2IAdapter) and guide.pooled
+            pools = isinstance(guide, ControlNetwork) and guide.pooled
             control = Control(guide, hint, scales_of(unit, guide))
             steering.append(Steering(control, unit.start, unit.end, unit.mode == "control" or pools))
         return tuple(steering)
+
+
+def with_hints(request: R, images: Sequence[Image.Image | None]) -> tuple[R, list[str]]:
+    """The request whose `controlnets` have these RGB images, None for one that uses the job's own; with warnings.
+
+    The job's own image is there already, because it may decide the size.
+    """
+    units, warnings = [], []
+    width, height = request.drawn_size
+    for index, (unit, image) in enumerate(zip(request.controlnets, images, strict=True)):
+        units.append(replace(unit, image=None if image is None else np.array(image, dtype=np.uint8)))
+        if image is not None and abs(image.width * height / (image.height * width) - 1) > MAX_SKEW:
+            sizes = f"{image.width}x{image.height} pixels became {width}x{height}"
+            warnings.append(f"controlnets[{index}].image: {sizes} (resize_mode {unit.resize_mode})")
+    return replace(request, controlnets=tuple(units)), warnings
 
 
 def scales_of(unit: ControlNet, guide: Guide) -> tuple[float, ...]:
@@ -109,14 +133,13 @@ def scales_of(unit: ControlNet, guide: Guide) -> tuple[float, ...]:
         levels = len(guide.config.channels)
         factors = ((SOFT_FEATURES[0],) * levels + SOFT_FEATURES)[-levels:] if is_soft else (1.0,) * levels
     else:
+        assert isinstance(guide, ControlNetwork)
         deepest = len(guide.zero_convs)
         factors = tuple(SOFT ** (deepest - index) if is_soft else 1.0 for index in range(deepest + 1))
     return tuple(unit.weight * factor for factor in factors)
 
 
-def hint_image(
-    unit: ControlNet, image: np.ndarray | None, size: tuple[int, int], frame: Frame | None
-) -> HintImage:
+def hint_image(unit: ControlNet, image: np.ndarray | None, size: tuple[int, int], frame: Frame | None) -> HintImage:
     """The hint of a unit at `size` (width, height); `image` and `frame` are what is drawn of the job's image."""
     fitted = _fitted(unit, image, size, frame)
     if unit.preprocessor == "inpaint":
@@ -128,9 +151,7 @@ def hint_image(
     return HintImage(digest(pixels), pixels)
 
 
-def _fitted(
-    unit: ControlNet, image: np.ndarray | None, size: tuple[int, int], frame: Frame | None
-) -> np.ndarray:
+def _fitted(unit: ControlNet, image: np.ndarray | None, size: tuple[int, int], frame: Frame | None) -> np.ndarray:
     """The unit's own image, or the job's, uint8 (H, W, 3) at the size."""
     if unit.image is None:
         image = image if frame is None else frame.shown
