@@ -99,12 +99,14 @@ def test_keys_follow_the_content(tmp_path: Path, weights: Weights) -> None:
     assert load(path).key != first
 
 
-class TestChanges:
-    @pytest.fixture(scope="class")
-    def base(self) -> dict[str, Tensor]:
-        whole = random_state_dict(TINY, prefix=UNET_PREFIX)
-        return {name.removeprefix(UNET_PREFIX): each for name, each in whole.items()}
+@pytest.fixture(scope="module")
+def base() -> dict[str, Tensor]:
+    """A UNet's weights by its own names."""
+    whole = random_state_dict(TINY, prefix=UNET_PREFIX)
+    return {name.removeprefix(UNET_PREFIX): each for name, each in whole.items()}
 
+
+class TestChanges:
     def test_a_difference(self, tmp_path: Path, weights: Weights, base: Weights) -> None:
         change = load(write_guide(tmp_path, "canny", difference(weights, base)))
         assert isinstance(change, Change)

@@ -1,6 +1,7 @@
 """Small random ControlNets and T2I-Adapters beside the networks of TINY, and their files in every layout."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,15 @@ def random_adapter_weights(config: T2IAdapterConfig = TINY_ADAPTER, seed: int = 
     with torch.device("meta"):
         shapes = {name: tuple(each.shape) for name, each in T2IAdapter(config).state_dict().items()}
     return {name: 0.3 * random_tensor(name, shape, seed) for name, shape in shapes.items()}
+
+
+def t2i_adapter(channels: int = 3) -> T2IAdapter:
+    """A T2I-Adapter for the UNet of TINY, in evaluation mode."""
+    config = replace(TINY_ADAPTER, hint_channels=channels)
+    with torch.device("meta"):
+        network = T2IAdapter(config, f"adapter of {channels}")
+    network.load_state_dict(random_adapter_weights(config), assign=True)
+    return network.requires_grad_(False).eval()
 
 
 def hint_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
