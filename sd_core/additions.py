@@ -15,6 +15,7 @@ MAX_LORAS = 8
 MAX_WEIGHT = 4
 MAX_CONTROLNETS = 3
 MAX_CONTROL = 2
+IMAGE_SCALE = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,4 +230,14 @@ class Additions:
         to_text=ControlNet.to_text,
         from_text=controlnet_from_text,
         meaning="ControlNets and T2I-Adapters; see below",
+    )
+    image_scale: float = option(
+        IMAGE_SCALE,
+        low=0,
+        high=20,
+        aliases=("image_cfg_scale",),
+        label="Image CFG scale",
+        to_text=lambda request: None if request.image_scale == IMAGE_SCALE else plain(request.image_scale),
+        acts_with=("image",),
+        meaning="how closely a checkpoint that edits images (instruct-pix2pix) keeps to the sent one",
     )

@@ -16,6 +16,7 @@ from sd_core.engine.memory import is_out_of_memory
 from sd_core.engine.scheduler import Job
 from sd_core.errors import OutOfMemory
 from sd_core.pipeline.attached import Needs
+from sd_core.pipeline.editing import meant
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import Prepared, prepare
 from sd_core.pipeline.preview import LatentToRGB, preview
@@ -99,7 +100,8 @@ class EngineJob(Job):
 
 
 def prepared(request: Request, model: StableDiffusion, observe: Observe | None, needs: Needs) -> Prepared:
-    """A job's pictures, whose steps are reported to its observer."""
+    """A job's pictures, whose steps are reported to its observer. Raises `InvalidRequest` if the model cannot do it."""
+    request = meant(request, model)
     if observe is None:
         return prepare(request, model, None, needs)
     runs = Run.all_of(request)

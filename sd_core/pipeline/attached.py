@@ -1,7 +1,7 @@
 """What a job's images need from files of the volume: found when it is submitted, read on the host before they begin."""
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from sd_core.models.rrdbnet import RRDBNet
 from sd_core.nested import UPSCALERS
 from sd_core.pipeline.embeddings import vocabulary_of
 from sd_core.pipeline.guides import guides_of
+from sd_core.pipeline.loras import NO_LORAS, Loras, loras_of
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.once import Once
 from sd_core.request import Request
@@ -28,8 +29,13 @@ class Loaded:
 
     vocabulary: Vocabulary | None = None
     upscaler: RRDBNet | None = None
+    loras: Loras = NO_LORAS
     attached: Attachments = UNATTACHED
     guides: tuple[Guide, ...] = ()
+
+    def attached_to(self, run: int) -> Attachments:
+        """What is attached to the UNet in the run of this index."""
+        return replace(self.attached, adapters=self.loras.of(run).unet)
 
 
 NOTHING = Loaded()
@@ -42,6 +48,7 @@ class Needs:
     vocabulary: Load[Vocabulary] | None = None
     upscaler: Load[RRDBNet] | None = None
     guides: Load[tuple[Guide, ...]] | None = None
+    loras: Load[Loras] | None = None
 
     @classmethod
     def of(cls, request: Request, model: StableDiffusion, library: Library) -> "Needs":
@@ -50,17 +57,24 @@ class Needs:
             vocabulary=vocabulary_of(model, library),
             upscaler=_upscaler(request, model, library),
             guides=guides_of(request, model, library),
+            loras=loras_of(request, model, library),
         )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it may take seconds to read."""
+        return self.upscaler is not None or self.guides is not None
 
     def loading(self) -> "Loading":
         """What reads all of it, once for all images of a job."""
-        return Loading(None if self == NONE else Once(self._load))
+        return Loading(None if self == NONE else Once(self._load), self.is_large)
 
     def _load(self) -> Loaded:
         return Loaded(
             vocabulary=self.vocabulary and self.vocabulary(),
             upscaler=self.upscaler and self.upscaler(),
             guides=() if self.guides is None else self.guides(),
+            loras=self.loras() if self.loras else NO_LORAS,
         )
 
 
@@ -72,12 +86,13 @@ class Loading:
     """Reads what a job needs when the first of its images begins."""
 
     load: Load[Loaded] | None = None
+    is_large: bool = False
 
     def loaded(self) -> Generator[HostTask, Loaded, Loaded]:
         """Ask the host for it; with nothing to read, nothing is asked."""
         if self.load is None:
             return NOTHING
-        return (yield HostTask(self.load, loads=True))
+        return (yield HostTask(self.load, loads=self.is_large))
 
 
 def _upscaler(request: Request, model: StableDiffusion, library: Library) -> Load[RRDBNet] | None:

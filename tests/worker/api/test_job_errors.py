@@ -113,6 +113,7 @@ BAD = [
     ("guidance_end", -0.5, "-0.5 is not a number from 0 to 1"),
     ("deepcache", 6, "6 is not a whole number from 1 to 5"),
     ("tome_ratio", 0.8, "0.8 is not a number from 0 to 0.75"),
+    ("image_scale", -0.5, "-0.5 is not a number from 0 to 20"),
     ("output_quality", 0, "0 is not a whole number from 1 to 100"),
     ("parameters", 5, "5 is not a text, an object or a picture"),
     ("parameters", "x" * 150_001, "150,001 characters, at most 150,000"),

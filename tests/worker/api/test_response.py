@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ def test_one_image(tmp_path: Path) -> None:
     assert response["warnings"] == ["a note"]
     assert response["timings_ms"]["queue"] == 1.3
     assert response["timings_ms"]["respond"] > 0
+
+
+def test_texts_and_files_of_images_are_made_off_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = list[str]()
+
+    def noting(real: Any, *arguments: Any, **named: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return real(*arguments, **named)
+
+    for name in ("infotext", "encode"):
+        monkeypatch.setattr(responding, name, partial(noting, getattr(responding, name)))
+    respond(parse(num_images=3), tmp_path)
+    assert len(threads) == 6 and all(name.startswith("encoder") for name in threads)
 
 
 def test_several_images_are_sent_once_and_in_order(tmp_path: Path) -> None:
