@@ -57,10 +57,11 @@ class Attached:
     always: Attachments = UNATTACHED
     steering: tuple[Steering, ...] = ()
 
-    def at(self, step: int, steps: int, rows: int, *, has_uncond: bool) -> Attachments:
-        """For the rows of a call, the first of which belongs to the negative prompt if `has_uncond`."""
+    def at(self, step: int, steps: int, rows: int, negatives: int) -> Attachments:
+        """For so many rows of a call, the first `negatives` of which belong to the negative prompt."""
+        prompts = tuple(range(negatives, rows)) if negatives else None
         controls = tuple(
-            replace(each.control, rows=tuple(range(1, rows))) if each.prompts_only and has_uncond else each.control
+            replace(each.control, rows=prompts) if each.prompts_only else each.control
             for each in self.steering
             if each.acts(step, steps)
         )

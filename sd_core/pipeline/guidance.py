@@ -107,7 +107,7 @@ def guided(
             rows.inputs,
             guiding.extras,
             rows.perturbed,
-            attached=attached.at(call.step, steps, len(rows.contexts), has_uncond=rows.has_uncond),
+            attached=attached.at(call.step, steps, len(rows.contexts), rows.negatives),
         )
         output = yield from cache.run(work, call.step)
         joined, uncond = rows.joined(output, guiding.rescale)
@@ -141,9 +141,14 @@ class _Plan:
         return self.has_uncond and self.image_scale != 1
 
     @property
+    def negatives(self) -> int:
+        """How many rows of the negative prompt come first."""
+        return self.has_blank + self.has_uncond
+
+    @property
     def contexts(self) -> tuple[Context, ...]:
         positive = tuple(context for context, _ in self.rows.positive)
-        negative = (self.rows.negative,) * (self.has_blank + self.has_uncond)
+        negative = (self.rows.negative,) * self.negatives
         return (*negative, *positive, *(positive if self.pag_scale else ()))
 
     @property
