@@ -17,6 +17,9 @@ MAX_CONTROLNETS = 3
 MAX_CONTROL = 2
 IMAGE_SCALE = 1.5
 
+# A1111's names for the VAE of the checkpoint.
+OWN_VAE = ("Automatic", "None")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
@@ -240,4 +243,12 @@ class Additions:
         to_text=lambda request: None if request.image_scale == IMAGE_SCALE else plain(request.image_scale),
         acts_with=("image",),
         meaning="how closely a checkpoint that edits images (instruct-pix2pix) keeps to the sent one",
+    )
+    vae: str | None = option(
+        None,
+        filled="the checkpoint's own",
+        min_length=1,
+        max_length=MAX_NAME,
+        label="VAE",
+        meaning="a file in `vae/`, without its ending; `Automatic` and `None` mean the checkpoint's own",
     )

@@ -50,14 +50,14 @@ class PhaseClock:
 class EngineJob(Job):
     """A job from its submission to its result. Only its future may be used outside the engine thread.
 
-    It begins by `prepare`, once the model that `file` holds is loaded, which takes about `model_bytes`.
+    It begins by `prepare`, once the files of its model are loaded: a checkpoint, and perhaps a VAE. `files` has the
+    bytes that each of them takes then.
     """
 
     request: Request = field(kw_only=True)
     future: Future[Result] = field(kw_only=True)
     prepare: Callable[[], Prepared] = field(kw_only=True)
-    file: Entry = field(kw_only=True)
-    model_bytes: int = field(kw_only=True)
+    files: Mapping[Entry, int] = field(kw_only=True)
     clock: PhaseClock = field(default_factory=PhaseClock)
     warnings: list[str] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)

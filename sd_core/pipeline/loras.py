@@ -150,7 +150,7 @@ def _load(runs: Sequence[Sequence[_Wanted]], model: StableDiffusion, library: Li
 def _adapter(entry: Entry, model: StableDiffusion, library: Library) -> Adapter:
     def read(path: Path) -> Adapter:
         networks = model.networks
-        return read_adapter(path, networks, model.device, networks.unet.dtype)
+        return read_adapter(path, networks.unet, networks.text_encoder, model.device, networks.unet.dtype)
 
     return library.get(entry, read, (model.unet_key, model.text_key))
 

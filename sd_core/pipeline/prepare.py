@@ -49,7 +49,7 @@ def prepare(
     The first of them reads what the request `needs`, then all prompts, for all of them.
     """
     runs = list(zip(Run.all_of(request), sizes_of(request), strict=True))
-    warnings, labels = list[str](), dict[str, str]()
+    warnings, labels = list(model.borrowed.values()), dict[str, str]()
     loading, hints = needs.loading(), Hints(request)
     prompts = cache(partial(_prompts, request, model, warnings, labels))
     draws = []

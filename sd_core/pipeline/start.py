@@ -120,8 +120,8 @@ def bound_to(latents: Tensor, noise: Tensor, mask: Tensor) -> Wrap:
 
 
 def _encoded(model: StableDiffusion, key: Hashable, pixels: Tensor, noise: NoiseSource, tiling: bool) -> Encoding:
-    mean, logvar = yield EncodeWork(model.vae_key, key, pixels, tiling)
-    return model.networks.vae.sample(mean, logvar, noise.posterior(tuple(mean.shape)))
+    mean, logvar = yield EncodeWork(model.encoder_key, key, pixels, tiling)
+    return model.encoder.sample(mean, logvar, noise.posterior(tuple(mean.shape)))
 
 
 def _filled(latents: Tensor, mask: Tensor, noise: Tensor, fill: str) -> Tensor:

@@ -68,6 +68,7 @@ BAD = [
     ("model", 3, "3 is not a string"),
     ("num_images", 0, "0 is not a whole number from 1 to 16"),
     ("num_images", 17, "17 is not a whole number from 1 to 16"),
+    ("vae", "", "is empty"),
     ("loras", {"name": "x"}, "an object is not a list of objects"),
     ("loras", [{"name": "x"}] * 9, "has 9 entries, at most 8 are allowed"),
     ("loras", ["x"], "loras[0]: 'x' is not an object of fields"),
