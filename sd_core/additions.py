@@ -232,7 +232,7 @@ class Additions:
         label="ControlNet",
         to_text=ControlNet.to_text,
         from_text=controlnet_from_text,
-        meaning="ControlNets and T2I-Adapters; see below",
+        meaning="ControlNets and T2I-Adapters",
     )
     image_scale: float = option(
         IMAGE_SCALE,
