@@ -25,7 +25,11 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "model": ("other",),
 }
 # What else a field needs to have an effect.
-BESIDE: dict[str, dict[str, Any]] = {"inpaint_padding": {"inpaint_area": "masked"}}
+BESIDE: dict[str, dict[str, Any]] = {
+    "inpaint_padding": {"inpaint_area": "masked"},
+    # No text holds a control image; those that take the job's own image come back.
+    "controlnets": {"image": "aGk=", "mask": "aGk="},
+}
 # It says how many images there are; each text is of one.
 NOT_HELD = {"num_images"}
 
