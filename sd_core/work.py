@@ -3,7 +3,7 @@
 Both are coroutines: they yield a question and are resumed with the answer.
 """
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -101,16 +101,35 @@ Token = int | Vector
 """An id of the tokenizer's vocabulary, or a vector in its place."""
 
 
+class Added(Protocol):
+    """What an adapter adds to the output of one layer."""
+
+    def add_to(self, out: Tensor, x: Tensor, padding: tuple[int, int]) -> None:
+        """Add it in place, given what the layer gets and how it pads that with zeros."""
+        ...
+
+
+class Applied(Protocol):
+    """What an adapter adds to the layers of one network, by their names. Those with equal keys add the same."""
+
+    @property
+    def key(self) -> Hashable: ...
+
+    @property
+    def layers(self) -> Mapping[str, Added]: ...
+
+
 @dataclass(frozen=True)
 class TextWork:
     """Tokens of prompts, each begun, ended and padded; answered by one `Context` per prompt.
 
-    The encoder stops `skip` layers before its end. `network` names a text encoder.
+    The encoder stops `skip` layers before its end. `network` names a text encoder, `adapters` change it.
     """
 
     network: str
     prompts: tuple[tuple[Token, ...], ...]
     skip: int = 0
+    adapters: tuple[Applied, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,7 +163,9 @@ PLAIN = Extras()
 
 @dataclass(frozen=True)
 class Attachments:
-    """What is attached to a UNet for one work, the same for all of its rows."""
+    """What is attached to a UNet for one work: the same for all of its rows."""
+
+    adapters: tuple[Applied, ...] = ()
 
 
 UNATTACHED = Attachments()

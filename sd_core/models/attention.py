@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.models.given import NOTHING, Given, ImageRead, KeysValues
-from sd_core.models.layers import Conv2d, GatedLinear, Linear, Named, group_norm
+from sd_core.models.layers import Conv2d, GatedLinear, LayerNorm, Linear, Named, group_norm
 from sd_core.models.merging import Merging
 
 SCORES_AT_ONCE = 2**20
@@ -131,9 +131,9 @@ class BasicTransformerBlock(nn.Module):
         self.attn1 = CrossAttention(dim, dim, heads)
         self.ff = FeedForward(dim)
         self.attn2 = CrossAttention(dim, context_dim, heads)
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.norm3 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
 
     def forward(self, x: Tensor, size: tuple[int, int], given: Given, *, expands: bool) -> Tensor:  # (B, H * W, dim)
         if expands and self.attn1.name in given.identity:
@@ -142,12 +142,12 @@ class BasicTransformerBlock(nn.Module):
         x = self._attend_to_self(x, size, given)
         if expands:
             x, given = given.per_row(x), given.expanded
-        x = self.attn2(self.norm2(x), given.keys_values[self.attn2.name], x, given)
-        out: Tensor = self.ff(self.norm3(x), x, given)
+        x = self.attn2(self.norm2(x, given), given.keys_values[self.attn2.name], x, given)
+        out: Tensor = self.ff(self.norm3(x, given), x, given)
         return out
 
     def _attend_to_self(self, x: Tensor, size: tuple[int, int], given: Given) -> Tensor:
-        normed = self.norm1(x)
+        normed = self.norm1(x, given)
         ratio = given.merged.get(self.attn1.name)
         if ratio is None:
             out: Tensor = self.attn1(normed, self.attn1.read(normed, given), x, given)
@@ -174,7 +174,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # (B, C, H, W)
-        tokens = self.proj_in(self.norm(x), given=given).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        tokens = self.proj_in(self.norm(x, given), given=given).flatten(2).transpose(1, 2)  # (B, H * W, C)
         height, width = x.shape[2:]
         tokens = self.transformer_blocks[0](tokens, (height, width), given, expands=self.expands)
         residual = x

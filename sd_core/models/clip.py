@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sd_core.models.attention import attention
 from sd_core.models.given import NOTHING, Given
-from sd_core.models.layers import Linear, name_layers, running_dtype
+from sd_core.models.layers import LayerNorm, Linear, name_layers, running_dtype
 
 
 class Layers(Protocol):
@@ -90,13 +90,13 @@ class Layer(nn.Module):
     def __init__(self, config: Layers) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config)
-        self.layer_norm1 = nn.LayerNorm(config.width)
+        self.layer_norm1 = LayerNorm(config.width)
         self.mlp = MLP(config)
-        self.layer_norm2 = nn.LayerNorm(config.width)
+        self.layer_norm2 = LayerNorm(config.width)
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # (B, T, width)
-        x = self.self_attn(self.layer_norm1(x), x, given)
-        out: Tensor = self.mlp(self.layer_norm2(x), x, given)
+        x = self.self_attn(self.layer_norm1(x, given), x, given)
+        out: Tensor = self.mlp(self.layer_norm2(x, given), x, given)
         return out
 
 
@@ -116,10 +116,10 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        self.final_layer_norm = nn.LayerNorm(config.width)
+        self.final_layer_norm = LayerNorm(config.width)
 
     def forward(self, tokens: Tensor, skip: int, given: Given) -> Tensor:
-        out: Tensor = self.final_layer_norm(self.encoder(self.embeddings(tokens), skip, given))
+        out: Tensor = self.final_layer_norm(self.encoder(self.embeddings(tokens), skip, given), given)
         return out
 
 

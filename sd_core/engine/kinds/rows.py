@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sd_core.work import Context, UNetWork
+from sd_core.work import Applied, Context, UNetWork
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Row:
     @property
     def deep(self) -> Tensor | None:  # (1, C, h, w)
         return None if self.work.deep is None else self.work.deep[self.index : self.index + 1]
+
+    @property
+    def adapters(self) -> tuple[Applied, ...]:
+        return self.work.attached.adapters
 
     @property
     def is_perturbed(self) -> bool:

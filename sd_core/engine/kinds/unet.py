@@ -11,13 +11,14 @@ from torch import Tensor
 
 from sd_core.cache import LRU
 from sd_core.device import upload
+from sd_core.engine.kinds.adapted import adapters_of, grouped, keys_of
 from sd_core.engine.kinds.extras import departing
 from sd_core.engine.kinds.kind import Kind
 from sd_core.engine.kinds.rows import Row, rows_of
 from sd_core.engine.pool import LATENT_PIXELS, Pool
 from sd_core.models.given import Given, KeysValues
 from sd_core.models.unet import UNetConfig
-from sd_core.work import Context, UNetWork
+from sd_core.work import UNetWork
 
 NUMBERS = 36
 """Numbers that a UNet holds at its peak for a latent of a row, over its first width: see `bench.memory`."""
@@ -88,6 +89,11 @@ class UNetKind(Kind[UNetWork]):
         return (len(work.contexts) * values + 2 * long * _read_width(unet.config)) * unet.dtype.itemsize
 
     def run(self, works: Sequence[UNetWork]) -> Sequence[Answer]:
+        order = grouped([work.attached.adapters for work in works])
+        answers = dict(zip(order, self._run([works[index] for index in order]), strict=True))
+        return [answers[index] for index in range(len(works))]
+
+    def _run(self, works: Sequence[UNetWork]) -> Sequence[Answer]:
         rows, counts = rows_of(works), [len(work.contexts) for work in works]
         keeps_deep = any(work.keeps_deep for work in works)
         order, outputs, features = list[int](), list[Tensor](), list[Tensor]()
@@ -139,9 +145,7 @@ class UNetKind(Kind[UNetWork]):
         timesteps = torch.tensor([first_rows[each].work.timestep for each in inputs], dtype=torch.float32)
         times = upload(timesteps, self._pool.device)
         images = [inputs.index(row.input) for row in rows]
-        given = departing(
-            self._given(network, [row.context for row in rows], images, tokens), rows, self._pool.unet(network)
-        )
+        given = departing(self._given(rows, images, tokens), rows, self._pool.unet(network))
         deep = [row.deep for row in rows if row.deep is not None]
         if deep:
             return step.outermost(latents, times, torch.cat(deep), given), None
@@ -149,12 +153,13 @@ class UNetKind(Kind[UNetWork]):
             return step.whole(latents, times, given)
         return step(latents, times, given), None
 
-    def _given(self, network: str, contexts: Sequence[Context], images: Sequence[int], tokens: int) -> Given:
-        """What a forward is given; the same object as long as rows and prompts stay the same."""
-        key = network, tuple(context.key for context in contexts), tuple(images), tokens
+    def _given(self, rows: Sequence[Row], images: Sequence[int], tokens: int) -> Given:
+        """What a forward is given; the same object as long as rows, prompts and adapters stay the same."""
+        network = rows[0].work.network
+        key = network, tuple(_read_key(row) for row in rows), tuple(images), tokens
         given = self._stacked.get(key)
         if given is None:
-            reads = self._reads(network, contexts)
+            reads = self._reads(network, rows)
             stacked = {
                 name: (
                     torch.cat([_repeated(read[name][0], tokens) for read in reads]),
@@ -162,31 +167,43 @@ class UNetKind(Kind[UNetWork]):
                 )
                 for name in reads[0]
             }
-            rows = (
-                None if list(images) == list(range(len(contexts))) else upload(torch.tensor(images), self._pool.device)
+            first_rows = dict(zip(reversed(images), reversed(rows), strict=True))
+            of_inputs = [first_rows[image].adapters for image in range(len(first_rows))]
+            is_row = list(images) == list(range(len(rows)))
+            given = Given(
+                stacked,
+                None if is_row else upload(torch.tensor(images), self._pool.device),
+                adapters_of(of_inputs),
+                None if is_row else adapters_of([row.adapters for row in rows]),
             )
-            given = Given(stacked, rows)
             self._stacked.put(key, given)
         return given
 
-    def _reads(self, network: str, contexts: Sequence[Context]) -> list[Read]:
-        """Keys and values of each context, computed for those that are not kept, in one pass for each length."""
-        kept = {context.key: self._read.get((network, context.key)) for context in contexts}
+    def _reads(self, network: str, rows: Sequence[Row]) -> list[Read]:
+        """Keys and values of each row's context, computed for those that are not kept, in one pass for each length."""
+        kept = {_read_key(row): self._read.get((network, _read_key(row))) for row in rows}
         reads = {key: read for key, read in kept.items() if read is not None}
-        unknown: dict[int, dict[Hashable, Tensor]] = {}
-        for context in contexts:
-            if context.key not in reads:
-                unknown.setdefault(context.states.shape[1], {})[context.key] = context.states
-        for states in unknown.values():
-            together = self._pool.unet(network).read(torch.cat(list(states.values())))
-            for index, key in enumerate(states):
+        unknown: dict[int, dict[Hashable, Row]] = {}
+        for row in rows:
+            if _read_key(row) not in reads:
+                unknown.setdefault(row.tokens, {})[_read_key(row)] = row
+        for of_length in unknown.values():
+            adapters = Given(adapters=adapters_of([row.adapters for row in of_length.values()]))
+            states = torch.cat([row.context.states for row in of_length.values()])
+            together = self._pool.unet(network).read(states, adapters)
+            for index, key in enumerate(of_length):
                 # Copies, because a view would keep the whole batch alive.
                 reads[key] = {
                     name: (keys[index : index + 1].clone(), values[index : index + 1].clone())
                     for name, (keys, values) in together.items()
                 }
                 self._read.put((network, key), reads[key])
-        return [reads[context.key] for context in contexts]
+        return [reads[_read_key(row)] for row in rows]
+
+
+def _read_key(row: Row) -> Hashable:
+    """Equal for rows whose contexts have the same keys and values."""
+    return row.context.key, keys_of(row.adapters)
 
 
 def _size(keys_values: Mapping[str, KeysValues]) -> int:
