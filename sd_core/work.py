@@ -9,6 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from sd_core.models.controlnet import ControlNet
+from sd_core.models.t2i_adapter import T2IAdapter
+
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
@@ -145,6 +148,23 @@ class EncodeWork:
     tiling: bool = False
 
 
+Guide = ControlNet | T2IAdapter
+"""A network that steers a UNet by a hint."""
+
+
+@dataclass(frozen=True)
+class HintWork:
+    """A hint's pixels (1, C, H, W) in [0, 1], answered by a `Hint`.
+
+    Works of one network with equal keys hold equal pixels. With `tiling`, opposite borders are neighbours.
+    """
+
+    network: Guide
+    key: Hashable
+    pixels: Tensor
+    tiling: bool = False
+
+
 @dataclass(frozen=True)
 class Extras:
     """How a UNet's forward departs from the one that it was trained for; off by default.
@@ -162,10 +182,36 @@ PLAIN = Extras()
 
 
 @dataclass(frozen=True)
+class Hint:
+    """A hint as its network embeds it, (1, C, h, w) each. Equal keys mean equal networks and hints."""
+
+    key: Hashable
+    values: tuple[Tensor, ...] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A hint that steers the rows `rows` of a work, None: all of them.
+
+    `scales` are the factors of what the network adds: to each skip connection and to the middle block's output
+    (ControlNet), or to each level (T2I-Adapter).
+    """
+
+    network: Guide = field(compare=False, repr=False)
+    hint: Hint
+    scales: tuple[float, ...]
+    rows: tuple[int, ...] | None = None
+
+    def acts_on(self, row: int) -> bool:
+        return self.rows is None or row in self.rows
+
+
+@dataclass(frozen=True)
 class Attachments:
-    """What is attached to a UNet for one work: the same for all of its rows."""
+    """What is attached to a UNet for one work: the same for all of its rows, unless it names rows."""
 
     adapters: tuple[Applied, ...] = ()
+    controls: tuple[Control, ...] = ()
 
 
 UNATTACHED = Attachments()
@@ -229,7 +275,7 @@ class HostTask:
     loads: bool = False
 
 
-Work = TextWork | EncodeWork | UNetWork | DecodeWork | UpscaleWork
+Work = TextWork | EncodeWork | HintWork | UNetWork | DecodeWork | UpscaleWork
 """Work for a network. Each type is registered with the kind that runs it, in `sd_core.engine.kinds`."""
 
 # An image being generated: asks for `Work` and `HostTask`s; the task that it returns makes the pixels (H, W, 3).

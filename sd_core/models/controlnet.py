@@ -32,15 +32,16 @@ class ControlNetConfig:
 class ControlNet(Encoder):
     """Predicts what is added to a UNet's skip connections and to its middle block's output.
 
-    `key` identifies the weights: equal keys mean equal networks.
+    `key` identifies the weights: equal keys mean equal networks. One that is `pooled` adds the mean of each output over
+    its height and width, as models that read a hint's style and not its shapes were trained.
 
     Source: Zhang, Rao & Agrawala 2023, "Adding Conditional Control to Text-to-Image Diffusion Models"; names and layer
     order are those of its authors' `cldm.ControlNet`.
     """
 
-    def __init__(self, config: ControlNetConfig, key: str = "") -> None:
+    def __init__(self, config: ControlNetConfig, key: str = "", *, pooled: bool = False) -> None:
         super().__init__(config.unet)
-        self.key = key
+        self.key, self.pooled = key, pooled
         self.hint_channels = config.hint_channels
         widths = (config.hint_channels, *config.hint_widths, config.unet.channels[0])
         layers: list[nn.Module] = []
@@ -63,7 +64,8 @@ class ControlNet(Encoder):
     def forward(self, x: Tensor, timesteps: Tensor, hint: Tensor, given: Given) -> tuple[Tensor, ...]:
         """Latents (B, in_channels, H, W), timesteps (B,), embedded hints (B, channels[0], H, W) and R prompts.
 
-        Returns the residual of each skip connection (R, C, h, w) and then of the middle block's output.
+        Returns the residual of each skip connection (R, C, h, w) and then of the middle block's output; if `pooled`,
+        h and w are 1.
         """
         encoded = self.encoded(x, timesteps, given, hint)
         layers = [*self.zero_convs, self.middle_block_out]
@@ -78,10 +80,10 @@ class ControlNet(Encoder):
         output = convolution(x.to(self.dtype), given=given) + hint
         return (self._residual(self.zero_convs[0], output, given),)
 
-    @staticmethod
-    def _residual(layer: nn.Module, output: Tensor, given: Given) -> Tensor:
+    def _residual(self, layer: nn.Module, output: Tensor, given: Given) -> Tensor:
         (convolution,) = layer.children()
-        return given.per_row(convolution(output, given=given))
+        residual: Tensor = convolution(output, given=given)
+        return given.per_row(residual.mean(dim=(2, 3), keepdim=True) if self.pooled else residual)
 
     def hint_bytes(self, pixels: int) -> int:
         """Memory that embedding hints of so many pixels holds at its peak, beyond weights."""
