@@ -189,6 +189,13 @@ def folders_in(directory: Path) -> dict[Kind, tuple[Path, ...]]:
     return {kind: (directory / name,) for kind, name in FOLDERS.items()}
 
 
+def entry_of(kind: Kind, path: Path) -> Entry:
+    """A file outside any catalogue, named after itself, as of now. Its stamp is empty if it cannot be examined."""
+    checked = inspect(path, boundary_of(path.parent))
+    stamp = checked if isinstance(checked, Stamp) else Stamp(0, 0)
+    return Entry(kind, path.stem, path.parent, path, stamp)
+
+
 def has_ending(kind: Kind, name: str) -> bool:
     """Whether `name` ends as files of `kind` do, in upper or lower case."""
     return name.lower().endswith(ENDINGS[kind])

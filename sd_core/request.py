@@ -84,7 +84,7 @@ class Basic:
         min_length=1,
         max_length=256,
         label="Model",
-        meaning="name of a loaded checkpoint; `name.safetensors [hash]` is understood",
+        meaning="name of a checkpoint on the volume; `name.safetensors [hash]` is understood",
     )
     num_images: int = option(
         1,

@@ -59,9 +59,9 @@ class Given:
     means the same.
     `padding` is "zeros" or "circular"; a convolution that is not named pads with zeros. In a self-attention named in
     `identity`, each of these rows (k,) attends to itself alone. One named in `merged` sees that part of its tokens
-    merged into similar ones, which is an approximation. `control` is added to what the UNet's encoder hands to its
-    decoder, the skip connections and then the middle block's output; `features` are added to the last output of each
-    level, on the way down. `images` are what attentions to prompts read of images, one entry for each length.
+    merged into similar ones, which is an approximation. `images` are what attentions to prompts read of images, one
+    entry for each length. `control` is added to what the UNet's encoder hands to its decoder, the skip connections and
+    then the middle block's output; `features` are added to the last output of each level, on the way down.
     """
 
     keys_values: Mapping[str, KeysValues] = field(default_factory=dict)
@@ -72,16 +72,18 @@ class Given:
     identity: Mapping[str, Tensor] = field(default_factory=dict)
     merged: Mapping[str, float] = field(default_factory=dict)
     freeu: FreeU | None = None
+    images: Mapping[str, Sequence[ImageRead]] = field(default_factory=dict)
     control: tuple[Residuals, ...] = ()
     features: tuple[Residuals, ...] = ()
-    images: Mapping[str, Sequence[ImageRead]] = field(default_factory=dict)
 
     @property
     def is_plain(self) -> bool:
         """Whether the network runs as it was trained, on keys and values alone."""
-        has_adapters = self.adapters or self.row_adapters
-        departs = has_adapters or self.padding or self.identity or self.merged or self.freeu
-        return not (departs or self.control or self.features or self.images)
+        changes = (
+            *(self.adapters, self.row_adapters, self.images, self.control, self.features),
+            *(self.padding, self.identity, self.merged, self.freeu),
+        )
+        return not any(changes)
 
     @property
     def expanded(self) -> "Given":

@@ -16,7 +16,7 @@ from sd_core.engine.kinds.kind import Kind
 from sd_core.engine.kinds.prompts import PromptReader
 from sd_core.engine.kinds.rows import Row, firsts_of, rows_of, stacked
 from sd_core.engine.pool import LATENT_PIXELS, Pool
-from sd_core.models.unet import UNetConfig
+from sd_core.models.unet import UNet, UNetConfig
 from sd_core.work import UNetWork
 
 NUMBERS = 36
@@ -46,6 +46,11 @@ def shared_lengths(lengths: Collection[int]) -> list[tuple[int, list[int]]]:
         else:
             groups.append((length, [length]))
     return groups
+
+
+def fullest(unet: UNet, native_size: int, max_batch: int) -> int:
+    """Bytes that a forward of `max_batch` guided images of native size (pixels) holds at its peak, beyond weights."""
+    return 2 * max_batch * NUMBERS * unet.config.channels[0] * (native_size**2 // LATENT_PIXELS) * unet.dtype.itemsize
 
 
 class UNetKind(Kind[UNetWork]):

@@ -62,7 +62,7 @@ BAD = [
     ("width", 56, "56 is not a whole number from 64 to 2048"),
     ("height", 2056, "2056 is not a whole number from 64 to 2048"),
     ("height", 512.5, "512.5 is not a whole number"),
-    ("model", "other", "'other' is not loaded here; loaded: tiny"),
+    ("model", "other", "'other' is not here; there are: tiny"),
     ("model", "tiny2", "did you mean 'tiny'"),
     ("model", "", "is empty"),
     ("model", 3, "3 is not a string"),
