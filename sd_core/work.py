@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from sd_core.models.controlnet import ControlNet
+from sd_core.models.image_encoder import ImageEncoder
+from sd_core.models.ip_adapter import IPAdapter
 from sd_core.models.t2i_adapter import T2IAdapter
 
 Question = TypeVar("Question")
@@ -166,6 +168,20 @@ class HintWork:
 
 
 @dataclass(frozen=True)
+class ImageWork:
+    """An image's pixels (1, 3, side, side), normalized as `encoder` takes them; answered by the `Context` that
+    `adapter` makes of them.
+
+    Works with equal keys hold equal pixels. Without pixels, the answer is that for no image.
+    """
+
+    encoder: ImageEncoder
+    adapter: IPAdapter
+    key: Hashable
+    pixels: Tensor | None
+
+
+@dataclass(frozen=True)
 class Extras:
     """How a UNet's forward departs from the one that it was trained for; off by default.
 
@@ -207,11 +223,25 @@ class Control:
 
 
 @dataclass(frozen=True)
+class ImagePrompt:
+    """An image that the rows `rows` of a work read beside their prompts, None: all of them; and how strongly."""
+
+    adapter: IPAdapter = field(compare=False, repr=False)
+    tokens: Context
+    weight: float
+    rows: tuple[int, ...] | None = None
+
+    def acts_on(self, row: int) -> bool:
+        return self.rows is None or row in self.rows
+
+
+@dataclass(frozen=True)
 class Attachments:
     """What is attached to a UNet for one work: the same for all of its rows, unless it names rows."""
 
     adapters: tuple[Applied, ...] = ()
     controls: tuple[Control, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
 
 
 UNATTACHED = Attachments()
@@ -275,7 +305,7 @@ class HostTask:
     loads: bool = False
 
 
-Work = TextWork | EncodeWork | HintWork | UNetWork | DecodeWork | UpscaleWork
+Work = TextWork | EncodeWork | HintWork | ImageWork | UNetWork | DecodeWork | UpscaleWork
 """Work for a network. Each type is registered with the kind that runs it, in `sd_core.engine.kinds`."""
 
 # An image being generated: asks for `Work` and `HostTask`s; the task that it returns makes the pixels (H, W, 3).
