@@ -5,6 +5,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import GenericAlias
 from typing import Any
@@ -65,7 +66,7 @@ class Model:
         """
         checked = check(FIELDS, {"prompt": prompt, **fields})
         require(checked.problems + unusable(checked))
-        values = implied(checked)
+        values = _with_arrays(implied(checked))
         model = find_model(values["model"], [self.info.name])
         request, about = complete(Request, values, model, self.info.native_size), list[str]()
         if values["image"] is not None:
@@ -123,6 +124,21 @@ def signature_of(record: Record) -> inspect.Signature:
 
 
 Model.generate.__signature__ = signature_of(FIELDS)  # type: ignore[attr-defined] # read by help() and inspect
+
+
+def _with_arrays(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with each image in a list of records as uint8 (height, width, 3)."""
+    filled = dict(values)
+    for field in FIELDS:
+        names = [inner.name for inner in field.record or () if inner.type is np.ndarray]
+        if field.is_list and names:
+            filled[field.name] = tuple(_arrays_in(item, names) for item in values[field.name])
+    return filled
+
+
+def _arrays_in(item: Any, names: Sequence[str]) -> Any:
+    images = {name: getattr(item, name) for name in names}
+    return replace(item, **{name: np.asarray(_rgb(image)) for name, image in images.items() if image is not None})
 
 
 def _rgb(image: Image.Image | np.ndarray) -> Image.Image:

@@ -3,15 +3,13 @@
 Both are coroutines: they yield a question and are resumed with the answer.
 """
 
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from sd_core.models.controlnet import ControlNet
-from sd_core.models.image_encoder import ImageEncoder
-from sd_core.models.ip_adapter import IPAdapter
 from sd_core.models.t2i_adapter import T2IAdapter
 
 Question = TypeVar("Question")
@@ -167,16 +165,40 @@ class HintWork:
     tiling: bool = False
 
 
+class ImageTokenizer(Protocol):
+    """Makes tokens of images. Those with equal keys make the same."""
+
+    @property
+    def key(self) -> Hashable: ...
+
+    def bytes_for(self, images: int) -> int:
+        """Memory that a forward holds at its peak for so many images, beyond weights."""
+        ...
+
+    def tokens(self, pixels: Tensor) -> Tensor:  # (B, 3, side, side) -> (B, T, D)
+        ...
+
+    def no_tokens(self) -> Tensor:
+        """Those of no image (1, T, D)."""
+        ...
+
+
+class ImageAdapter(Protocol):
+    """What the attentions of a UNet read images by."""
+
+    def read(self, tokens: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Keys and values of tokens (B, T, D), (B, T, dim) each, by the names of attentions in its files' order."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImageWork:
-    """An image's pixels (1, 3, side, side), normalized as `encoder` takes them; answered by the `Context` that
-    `adapter` makes of them.
+    """An image's pixels (1, 3, side, side), normalized as the network takes them; answered by a `Context` of tokens.
 
     Works with equal keys hold equal pixels. Without pixels, the answer is that for no image.
     """
 
-    encoder: ImageEncoder
-    adapter: IPAdapter
+    network: ImageTokenizer
     key: Hashable
     pixels: Tensor | None
 
@@ -226,7 +248,7 @@ class Control:
 class ImagePrompt:
     """An image that the rows `rows` of a work read beside their prompts, None: all of them; and how strongly."""
 
-    adapter: IPAdapter = field(compare=False, repr=False)
+    adapter: ImageAdapter = field(compare=False, repr=False)
     tokens: Context
     weight: float
     rows: tuple[int, ...] | None = None

@@ -11,6 +11,7 @@ from sd_core.library import Library
 from sd_core.models.rrdbnet import RRDBNet
 from sd_core.nested import UPSCALERS
 from sd_core.pipeline.embeddings import vocabulary_of
+from sd_core.pipeline.image_prompts import Reference, references_of
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.once import Once
 from sd_core.request import Request
@@ -28,6 +29,7 @@ class Loaded:
     vocabulary: Vocabulary | None = None
     upscaler: RRDBNet | None = None
     attached: Attachments = UNATTACHED
+    references: tuple[Reference, ...] = ()
 
 
 NOTHING = Loaded()
@@ -39,11 +41,16 @@ class Needs:
 
     vocabulary: Load[Vocabulary] | None = None
     upscaler: Load[RRDBNet] | None = None
+    references: Load[tuple[Reference, ...]] | None = None
 
     @classmethod
     def of(cls, request: Request, model: StableDiffusion, library: Library) -> "Needs":
         """Find the files that a request names, without reading them. Raises `InvalidRequest` that names the field."""
-        return cls(vocabulary=vocabulary_of(model, library), upscaler=_upscaler(request, model, library))
+        return cls(
+            vocabulary=vocabulary_of(model, library),
+            upscaler=_upscaler(request, model, library),
+            references=references_of(request, model, library),
+        )
 
     def loading(self) -> "Loading":
         """What reads all of it, once for all images of a job."""
@@ -53,6 +60,7 @@ class Needs:
         return Loaded(
             vocabulary=self.vocabulary and self.vocabulary(),
             upscaler=self.upscaler and self.upscaler(),
+            references=() if self.references is None else self.references(),
         )
 
 

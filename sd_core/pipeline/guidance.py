@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from sd_core.pipeline.attaching import NOTHING_ATTACHED, Attached
 from sd_core.pipeline.conditioning import Conditioning, Rows
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 from sd_core.work import (
     PLAIN,
-    UNATTACHED,
-    Attachments,
     Call,
     Context,
     Extras,
@@ -72,7 +71,7 @@ def guided(
     reads_uncond: bool = False,
     guiding: Guiding = UNCHANGED,
     steps: int = 1,
-    attached: Attachments = UNATTACHED,
+    attached: Attached = NOTHING_ATTACHED,
 ) -> Generator[UNetWork, Outputs, Tensor]:
     """Run a sampler of `steps` steps, answering each of its calls by a prediction guided away from the negative prompt.
 
@@ -98,7 +97,7 @@ def guided(
             (0,) * len(rows.contexts),
             guiding.extras,
             rows.perturbed,
-            attached=attached,
+            attached=attached.at(call.step, steps, len(rows.contexts), has_uncond=rows.has_uncond),
         )
         output = yield from cache.run(work, call.step)
         joined, uncond = rows.joined(output, guiding.rescale)

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from sd_core.pipeline.attached import Loaded, Loading
+from sd_core.pipeline.attaching import Attached
 from sd_core.pipeline.conditioning import Prompts, encoded
 from sd_core.pipeline.hires import second_start
+from sd_core.pipeline.image_prompts import shown_of
 from sd_core.pipeline.images import PendingImage, Source
 from sd_core.pipeline.inpaint import Masked
 from sd_core.pipeline.model import StableDiffusion
@@ -36,7 +38,7 @@ def picture(
     prompts = read(loaded)
     conditioning = yield from encoded(prompts[0], model)
     start = yield from begin(model, noises[0], source, tiling=tiling)
-    attached = loaded.attached
+    attached = Attached(loaded.attached, (yield from shown_of(loaded.references)))
     latents = yield from start.shown(
         sample(runs[0], model, conditioning, start.latents, noises[0], on_step, start.wrap, start.noise, attached)
     )

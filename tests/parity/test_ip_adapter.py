@@ -11,7 +11,7 @@ from torch import Tensor
 from sd_core.formats.image_encoder import load_image_encoder
 from sd_core.formats.ip_adapter import load_ip_adapter
 from sd_core.models.given import ImageRead
-from sd_core.models.ip_adapter import attention_order
+from sd_core.models.ip_adapter import ImageTokenizer, attention_order
 from tests.support.counting import normal
 from tests.support.ip_adapters import (
     ADAPTERS,
@@ -68,7 +68,7 @@ def test_tokens_and_what_the_unet_makes_of_them(tmp_path: Path, layout: str, suf
     output = reference(pixels, output_hidden_states=True)
     embeds = output.image_embeds if layout == "base" else output.hidden_states[-2]
     unet = tiny_networks(weights)[1]
-    tokens = adapter.tokens(encoder, pixels)
+    tokens = ImageTokenizer(encoder, adapter).tokens(pixels)
     projected = reference_unet.encoder_hid_proj.image_projection_layers[0](embeds)
     assert difference(tokens, projected) <= TOLERANCE
 
@@ -94,4 +94,4 @@ def test_the_tokens_of_no_image(tmp_path: Path, layout: str) -> None:
     adapter = load_ip_adapter(tmp_path / "adapter.bin", CPU, torch.float32)
     zeros = reference_image_encoder(encoder_weights(), ENCODER)(torch.zeros(1, 3, 32, 32), output_hidden_states=True)
     states = torch.zeros(1, ENCODER.embedding) if layout == "base" else zeros.hidden_states[-2]
-    assert difference(adapter.no_tokens(encoder), adapter.image_proj(states)) <= TOLERANCE
+    assert difference(ImageTokenizer(encoder, adapter).no_tokens(), adapter.image_proj(states)) <= TOLERANCE

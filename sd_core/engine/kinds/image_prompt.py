@@ -18,9 +18,6 @@ from sd_core.work import Context, ImagePrompt, ImageWork, UNetWork
 IMAGES = 4
 """Images of one forward: with ViT-H they take about as long as a guided step of v1.5."""
 
-NUMBERS = 16
-"""Numbers that an image encoder holds at its peak for a token, over its width."""
-
 # Images whose tokens are kept, and their bytes: 12 to 790 kB each with v1.5 in float32.
 KEPT, KEPT_BYTES = 64, 2**25
 
@@ -45,7 +42,7 @@ class ImageKind(Kind[ImageWork]):
         return IMAGES
 
     def key(self, work: ImageWork) -> tuple[Hashable, ...]:
-        return work.encoder.key, work.adapter.key
+        return (work.network.key,)
 
     def identity(self, work: ImageWork) -> Hashable:
         return *self.key(work), work.key
@@ -54,8 +51,7 @@ class ImageKind(Kind[ImageWork]):
         return 1
 
     def bytes(self, work: ImageWork) -> int:
-        config = work.encoder.config
-        return NUMBERS * config.tokens * config.width * work.encoder.dtype.itemsize
+        return work.network.bytes_for(1)
 
     def run(self, works: Sequence[ImageWork]) -> list[Context]:
         kept = {work.key: self._kept.get(self.identity(work)) for work in works}
@@ -73,12 +69,8 @@ class ImageKind(Kind[ImageWork]):
     def _tokens(works: Sequence[ImageWork]) -> list[Tensor]:  # (1, T, context_dim) each
         pixels = [work.pixels for work in works if work.pixels is not None]
         # Copies, because a view would keep the whole batch alive.
-        tokens = (
-            iter([own.clone() for own in works[0].adapter.tokens(works[0].encoder, torch.cat(pixels)).split(1)])
-            if pixels
-            else iter([])
-        )
-        return [work.adapter.no_tokens(work.encoder) if work.pixels is None else next(tokens) for work in works]
+        tokens = [own.clone() for own in works[0].network.tokens(torch.cat(pixels)).split(1)] if pixels else []
+        return [work.network.no_tokens() if work.pixels is None else tokens.pop(0) for work in works]
 
 
 @dataclass(frozen=True)
@@ -136,7 +128,10 @@ class ImageReader:
         key = network, image.tokens.key
         read = self._read.get(key)
         if read is None:
-            read = image.adapter.read(image.tokens.states, attention_order(unet))
+            read = {
+                name: (keys.to(unet.dtype), values.to(unet.dtype))
+                for name, (keys, values) in image.adapter.read(image.tokens.states, attention_order(unet)).items()
+            }
             self._read.put(key, read)
         return read
 
