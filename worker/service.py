@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 from sd_core.errors import InvalidImage, OutOfMemory, SDError
+from sd_core.fields import Source
 from sd_core.pipeline.complete import with_image
 from sd_core.request import Observe, Request, Result
-from worker.api.job import Job, Limits, parse_request, uid_of
+from worker.api.job import JOB, Job, Limits, parse_request, uid_of
 from worker.api.parameters import picture_of, with_text
 from worker.api.response import Response, failure, new_encoders, success
 from worker.identity import ModelIdentity
@@ -87,6 +89,7 @@ async def _generate(payload: object, uid: str, service: Service, send: Send | No
     """Parse the job, load its image, generate, respond. `logged` collects what the log says of the job."""
     payload = await _with_recorded_text(payload, service)
     job = await _with_its_image(parse_request(payload, service.limits, uid), service)
+    job = await _with_images_of_lists(job, service)
     request = job.request
     logged |= {
         "size": "{}x{}".format(*request.drawn_size),
@@ -132,6 +135,23 @@ async def _with_its_image(job: Job, service: Service) -> Job:
         with _about("mask"):
             mask = await _data_of(job.mask_source, service)
     return await asyncio.to_thread(_decoded, job, image, mask, service.limits)
+
+
+async def _with_images_of_lists(job: Job, service: Service) -> Job:
+    """The job with each image in a list of records, such as `ip_adapters[0].image`, fetched and decoded."""
+    lists: dict[str, tuple[Any, ...]] = {}
+    for field_ in JOB:
+        sources = [inner.name for inner in field_.record or () if inner.type is Source] if field_.is_list else []
+        for index, item in enumerate(job.values[field_.name] if sources else ()):
+            for name in sources:
+                source, named = getattr(item, name), f"{field_.name}[{index}].{name}"
+                if source is not None:
+                    with _about(named):
+                        data = await _data_of(source, service)
+                    image, warnings = await asyncio.to_thread(_decode, data, WHITE, named)
+                    job, item = _with_warnings(job, *warnings), replace(item, **{name: np.asarray(image)})
+            lists[field_.name] = (*lists.get(field_.name, ()), item)
+    return replace(job, request=replace(job.request, **lists))
 
 
 async def _data_of(source: str, service: Service) -> bytes | str:
