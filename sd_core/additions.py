@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sd_core.checks import plain
 from sd_core.fields import option
 
 MAX_NAME = 256
@@ -11,6 +12,10 @@ MAX_LORAS = 8
 MAX_WEIGHT = 4
 MAX_IP_ADAPTERS = 2
 MAX_IMAGE_WEIGHT = 2
+IMAGE_SCALE = 1.5
+
+# A1111's names for the VAE of the checkpoint.
+OWN_VAE = ("Automatic", "None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +79,21 @@ class Additions:
 
     loras: tuple[Lora, ...] = option((), max_items=MAX_LORAS, flat=("lora", "lora_scale"))
     ip_adapters: tuple[IPAdapter, ...] = option((), max_items=MAX_IP_ADAPTERS, meaning="images that act as prompts")
+    image_scale: float = option(
+        IMAGE_SCALE,
+        low=0,
+        high=20,
+        aliases=("image_cfg_scale",),
+        label="Image CFG scale",
+        to_text=lambda request: None if request.image_scale == IMAGE_SCALE else plain(request.image_scale),
+        acts_with=("image",),
+        meaning="how closely a checkpoint that edits images (instruct-pix2pix) keeps to the sent one",
+    )
+    vae: str | None = option(
+        None,
+        filled="the checkpoint's own",
+        min_length=1,
+        max_length=MAX_NAME,
+        label="VAE",
+        meaning="a file in `vae/`, without its ending; `Automatic` and `None` mean the checkpoint's own",
+    )

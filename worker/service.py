@@ -105,7 +105,7 @@ async def _generate(payload: object, uid: str, service: Service, send: Send | No
         job = _with_warnings(job, "preview did nothing: progress is sent only for jobs from RunPod's queue")
     identity = _identity(service, request)  # as of now: its file may be replaced while it is used
     async with reporting(send, job.door.preview, job.door.uid) as observe:
-        result = await asyncio.wrap_future(service.engine.submit(request, observe))
+        result = await asyncio.wrap_future(await _submitted(service, request, observe))
         return await success(
             job,
             result,
@@ -114,6 +114,22 @@ async def _generate(payload: object, uid: str, service: Service, send: Send | No
             service.settings.max_response_bytes,
             service.encoders,
         )
+
+
+async def _submitted(service: Service, request: Request, observe: Observe | None) -> Future[Result]:
+    """Submit the job on another thread, because its files are looked for on a volume that may be slow."""
+    submitting = service.encoders.submit(service.engine.submit, request, observe)
+    try:
+        return await asyncio.wrap_future(submitting)
+    except asyncio.CancelledError:
+        submitting.add_done_callback(_cancel)
+        raise
+
+
+def _cancel(submitting: Future[Future[Result]]) -> None:
+    """Cancel the job that was submitted when nobody waited for it any longer."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()
 
 
 def _identity(service: Service, request: Request) -> ModelIdentity:

@@ -18,6 +18,7 @@ NATIVE_SIZE_KEY = "sd_core.native_size"
 NUM_HEADS_KEY = "sd_core.num_heads"
 TEXT_HEADS_KEY = "sd_core.text_heads"
 SCALE_FACTOR_KEY = "sd_core.scale_factor"
+SOURCE_SHA256_KEY = "sd_core.source_sha256"
 
 TEXT_ENCODER, AUTOENCODER = "the text encoder", "the VAE"
 
@@ -46,6 +47,11 @@ class Architecture:
     native_size: int = 512
     prediction_type: str = EPSILON
     zero_terminal_snr: bool = False
+
+    @property
+    def contents(self) -> "Contents":
+        """What a file with all of these networks holds."""
+        return Contents(self.unet, self.text, self.vae, self.native_size, self.prediction_type, self.zero_terminal_snr)
 
 
 @dataclass(frozen=True)

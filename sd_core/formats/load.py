@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from sd_core.errors import ModelError
 from sd_core.formats.check import contained_networks, networks_shapes, require_equal
@@ -18,7 +17,7 @@ from sd_core.formats.weights import assign, read_weights
 from sd_core.layout.choose import lay_out
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
-from sd_core.models.vae import VAE
+from sd_core.models.vae import VAE, Autoencoder
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,9 @@ class Networks:
 
     text_encoder: CLIPTextEncoder
     unet: UNet
-    vae: VAE
+    vae: Autoencoder
     architecture: Architecture
     metadata: dict[str, str]
-
-    @property
-    def all(self) -> tuple[nn.Module, ...]:
-        return self.text_encoder, self.unet, self.vae
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Parts:
     metadata: dict[str, str]
     ignored: tuple[str, ...] = ()
 
-    def completed(self, text_encoder: CLIPTextEncoder | None = None, vae: VAE | None = None) -> Networks:
+    def completed(self, text_encoder: CLIPTextEncoder | None = None, vae: Autoencoder | None = None) -> Networks:
         """All networks, with these in place of those that the file lacks.
 
         ModelError if one is missing then, or does not fit the UNet.

@@ -1,7 +1,7 @@
 """What a job's images need from files of the volume: found when it is submitted, read on the host before they begin."""
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from sd_core.models.rrdbnet import RRDBNet
 from sd_core.nested import UPSCALERS
 from sd_core.pipeline.embeddings import vocabulary_of
 from sd_core.pipeline.image_prompts import Reference, references_of
+from sd_core.pipeline.loras import NO_LORAS, Loras, loras_of
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.once import Once
 from sd_core.request import Request
@@ -28,8 +29,13 @@ class Loaded:
 
     vocabulary: Vocabulary | None = None
     upscaler: RRDBNet | None = None
+    loras: Loras = NO_LORAS
     attached: Attachments = UNATTACHED
     references: tuple[Reference, ...] = ()
+
+    def attached_to(self, run: int) -> Attachments:
+        """What is attached to the UNet in the run of this index."""
+        return replace(self.attached, adapters=self.loras.of(run).unet)
 
 
 NOTHING = Loaded()
@@ -42,6 +48,7 @@ class Needs:
     vocabulary: Load[Vocabulary] | None = None
     upscaler: Load[RRDBNet] | None = None
     references: Load[tuple[Reference, ...]] | None = None
+    loras: Load[Loras] | None = None
 
     @classmethod
     def of(cls, request: Request, model: StableDiffusion, library: Library) -> "Needs":
@@ -50,6 +57,7 @@ class Needs:
             vocabulary=vocabulary_of(model, library),
             upscaler=_upscaler(request, model, library),
             references=references_of(request, model, library),
+            loras=loras_of(request, model, library),
         )
 
     @property
@@ -66,6 +74,7 @@ class Needs:
             vocabulary=self.vocabulary and self.vocabulary(),
             upscaler=self.upscaler and self.upscaler(),
             references=() if self.references is None else self.references(),
+            loras=self.loras() if self.loras else NO_LORAS,
         )
 
 

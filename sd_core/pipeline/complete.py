@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from sd_core.additions import OWN_VAE
 from sd_core.checks import Checked, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, make
@@ -73,6 +74,7 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
         "image": None,
         "mask": None,
         "outpaint": None if outpaint == Outpaint() else outpaint,
+        "vae": _own_or(values["vae"]),
         "loras": tuple(lora.completed for lora in values["loras"]),
         **_strengths(values, sampler),
     }
@@ -81,6 +83,11 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
     if request.hires is not None and values["image"] is None:
         enlarged(request.width, request.height, request.hires)
     return request
+
+
+def _own_or(vae: str | None) -> str | None:
+    """None if the checkpoint's own VAE is meant."""
+    return None if vae is not None and vae.casefold() in map(str.casefold, OWN_VAE) else vae
 
 
 def _check_steps(request: Request, *, has_image: bool) -> None:

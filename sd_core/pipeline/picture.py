@@ -36,19 +36,23 @@ def picture(
     runs, tiling = Run.all_of(request), request.tiling
     loaded = yield from loading.loaded()
     prompts = read(loaded)
-    conditioning = yield from encoded(prompts[0], model)
+    conditioning = yield from encoded(prompts[0], model, loaded.loras.of(0).text)
     start = yield from begin(model, noises[0], source, tiling=tiling)
-    attached = Attached(loaded.attached, (yield from shown_of(loaded.references)))
+    shown = yield from shown_of(loaded.references)
+    attached = Attached(loaded.attached_to(0), shown)
     latents = yield from start.shown(
         sample(runs[0], model, conditioning, start.latents, noises[0], on_step, start.wrap, start.noise, attached)
     )
-    for run, texts, noise in zip(runs[1:], prompts[1:], noises[1:], strict=True):
-        conditioning = yield from encoded(texts, model, conditioning)
+    for index, (run, texts, noise) in enumerate(zip(runs[1:], prompts[1:], noises[1:], strict=True), start=1):
+        conditioning = yield from encoded(texts, model, loaded.loras.of(index).text, conditioning)
         latents = yield from second_start(request, model, latents, noise, loaded.upscaler)
         larger = None if source is None else source.larger
+        if model.takes_image:
+            larger = larger or source
         start = yield from begin_again(model, noise, larger, latents, tiling=tiling)
         if on_step is not None:
             on_step = after(len(runs[0].grid(model)) - 1, runs[0].calls(model), on_step)
+        attached = Attached(loaded.attached_to(index), shown)
         latents = yield from start.shown(
             sample(run, model, conditioning, start.latents, noise, on_step, start.wrap, start.noise, attached)
         )

@@ -51,7 +51,7 @@ def prepare(
     if request.hires is not None:
         sizes.append(enlarged(*request.drawn_size, request.hires).size)
     runs = list(zip(Run.all_of(request), sizes, strict=True))
-    warnings, labels = list[str](), dict[str, str]()
+    warnings, labels = list(model.borrowed.values()), dict[str, str]()
     loading = needs.loading()
     prompts = cache(partial(_prompts, request, model, warnings, labels))
     draws = []
@@ -73,11 +73,11 @@ def _prompts(
     request: Request, model: StableDiffusion, warnings: list[str], labels: dict[str, str], loaded: Loaded
 ) -> tuple[Prompts, ...]:
     """The prompts of each run, read with what was loaded; adds to `warnings` and `labels`."""
-    vocabulary = loaded.vocabulary or model.vocabulary
+    vocabulary = (loaded.vocabulary or model.vocabulary).extended(loaded.loras.embeddings)
     reader = reader_of(model, request.prompt_syntax, vocabulary)
     prompts = _read(request, model, reader)
-    warnings += reader.warnings
-    labels |= hashes_of(prompts, vocabulary)
+    warnings += [*reader.warnings, *loaded.loras.warnings]
+    labels |= hashes_of(prompts, vocabulary) | dict(loaded.loras.labels)
     return prompts
 
 

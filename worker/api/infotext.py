@@ -17,7 +17,7 @@ from sd_core.nested import MIN_SIDE
 from sd_core.pipeline.complete import acts, complete
 from sd_core.request import Request
 from worker import VERSION
-from worker.api.infotext_in import EXACT, NEGATIVE, RNG, read_infotext
+from worker.api.infotext_in import EXACT, NEGATIVE, read_infotext
 from worker.api.job import JOB, Job
 
 SELF = f"sd15-worker {VERSION}"
@@ -43,8 +43,6 @@ def infotext(
         if label == record["model"].label:
             pairs.append(("Model hash", (model["sha256"] or "")[:10]))
         pairs.append((label, value))
-    if all(label != RNG for label, _ in pairs):
-        pairs.append((RNG, "CPU"))
     pairs += [*labels.items(), ("Version", SELF)]
     text = _joined(request, pairs)
     missing = _not_held(text, request, record)

@@ -87,11 +87,13 @@ JOB = job_record()
 class Limits:
     """What bounds a job beside its fields: the operator's pixel limit, and each checkpoint's native side in pixels.
 
-    The first one is the default. A lookup may raise `InvalidRequest` if the file cannot be used.
+    The first one is the default. A lookup may raise `InvalidRequest` if the file cannot be used. `has_vae` says whether
+    there is a VAE of that name.
     """
 
     max_pixels: int
     native_sizes: Mapping[str, int]
+    has_vae: Callable[[str], bool] = lambda _: False
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
         raise InvalidRequest(f"input: {shorten(payload)} is not an object of fields")
     body = translate(payload, record)
     meant = scheduler_meant(body.payload, record)
-    filled = fill(body.payload, record, meant, limits.native_sizes)
+    filled = fill(body.payload, record, meant, limits.native_sizes, limits.has_vae)
     checked = check(record, filled.payload, meant)
     problems = [named_as_written(problem) for problem in checked.problems] + unusable(checked)
     values = implied(checked)

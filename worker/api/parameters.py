@@ -5,10 +5,11 @@ A picture that carries one of these is replaced by its text before a job is pars
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sd_core.additions import OWN_VAE
 from sd_core.checks import check, require, same, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record
@@ -50,17 +51,24 @@ def with_text(payload: Mapping[str, Any], text: str) -> dict[str, Any]:
     return {**{name: value for name, value in payload.items() if name not in NAMES}, PREFIX: text}
 
 
-def fill(payload: Mapping[str, Any], record: Record, meant: Mapping[str, str], models: Collection[str]) -> Filled:
+def fill(
+    payload: Mapping[str, Any],
+    record: Record,
+    meant: Mapping[str, str],
+    models: Collection[str],
+    has_vae: Callable[[str], bool],
+) -> Filled:
     """The payload without `parameters`, and with all that it brings and the payload does not name.
 
-    `meant` says of a name that could be two fields' which one it means here; `models` are those there are. Raises
+    `meant` says of a name that could be two fields' which one it means here; `models` and `has_vae` say which
+    files there are. Raises
     `InvalidRequest` for what is no record of an image.
     """
     value = _given(payload)
     own = {name: given for name, given in payload.items() if name not in NAMES}
     if value is None:
         return Filled(own)
-    found = _with_known_model(_read(value, record), models)
+    found = _with_known_vae(_with_known_model(_read(value, record), models), has_vae)
     named = _named(own, record, meant)
     brought = {name: brought for name, brought in found.values.items() if name not in named}
     unfit = _unfit(named, brought)
@@ -140,6 +148,15 @@ def _with_known_model(found: Found, models: Collection[str]) -> Found:
     except InvalidRequest as error:
         others = {field: value for field, value in found.values.items() if field != "model"}
         return Found(others, (*found.warnings, f"{PREFIX}: the model was ignored: {error}"))
+
+
+def _with_known_vae(found: Found, has_vae: Callable[[str], bool]) -> Found:
+    """As `_with_known_model`, of a VAE: the checkpoint's own is used."""
+    name = found.values.get("vae")
+    if not isinstance(name, str) or name in OWN_VAE or has_vae(name):
+        return found
+    others = {field: value for field, value in found.values.items() if field != "vae"}
+    return Found(others, (*found.warnings, f"{PREFIX}: the vae was ignored: {shorten(name)} is not here"))
 
 
 def _unfit(given: Mapping[str, Any], brought: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from worker.api.infotext import infotext
 from worker.api.job import JOB, Job, Limits, job_record, parse_request
 from worker.api.response import parameters
 
-LIMITS = Limits(2**24, {"tiny": 64, "other": 64})
+LIMITS = Limits(2**24, {"tiny": 64, "other": 64}, has_vae=lambda _: True)
 MODEL = {"name": "tiny", "sha256": None}
 # Values of the fields whose limits do not say what they can be.
 VALUES: dict[str, tuple[Any, ...]] = {
