@@ -5,7 +5,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import GenericAlias
 from typing import Any
@@ -20,6 +19,8 @@ from sd_core.fields import Field, Record
 from sd_core.library import Library
 from sd_core.nested import MAX_SIDE
 from sd_core.pipeline.complete import complete, find_model, implied, unusable, with_image, without_effect
+from sd_core.pipeline.control import with_hints
+from sd_core.pipeline.image_prompts import with_references
 from sd_core.pipeline.model import ModelInfo, StableDiffusion
 from sd_core.request import Request
 
@@ -66,20 +67,23 @@ class Model:
         """
         checked = check(FIELDS, {"prompt": prompt, **fields})
         require(checked.problems + unusable(checked))
-        values = _with_arrays(implied(checked))
+        values = implied(checked)
         model = find_model(values["model"], [self.info.name])
         request, about = complete(Request, values, model, self.info.native_size), list[str]()
         if values["image"] is not None:
             max_pixels = MAX_SIDE * MAX_SIDE * request.num_images
             image, mask = _rgb(values["image"]), None if values["mask"] is None else _rgb(values["mask"])
             request, about = with_image(request, image, mask, values["width"], values["height"], max_pixels)
+        hints = [None if unit.image is None else _rgb(unit.image) for unit in values["controlnets"]]
+        request, about_hints = with_hints(request, hints)
+        request = with_references(request, [_rgb(unit.image) for unit in values["ip_adapters"]])
         future = self._running_engine().submit(request)
         try:
             result = future.result()
         except BaseException:  # including an interrupt: the images are no longer needed
             future.cancel()
             raise
-        for text in without_effect(FIELDS, checked) + about + result.warnings:
+        for text in without_effect(FIELDS, checked) + about + about_hints + result.warnings:
             warnings.warn(text, stacklevel=2)
         return [Image.fromarray(image) for image in result.images]
 
@@ -124,21 +128,6 @@ def signature_of(record: Record) -> inspect.Signature:
 
 
 Model.generate.__signature__ = signature_of(FIELDS)  # type: ignore[attr-defined] # read by help() and inspect
-
-
-def _with_arrays(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with each image in a list of records as uint8 (height, width, 3)."""
-    filled = dict(values)
-    for field in FIELDS:
-        names = [inner.name for inner in field.record or () if inner.type is np.ndarray]
-        if field.is_list and names:
-            filled[field.name] = tuple(_arrays_in(item, names) for item in values[field.name])
-    return filled
-
-
-def _arrays_in(item: Any, names: Sequence[str]) -> Any:
-    images = {name: getattr(item, name) for name in names}
-    return replace(item, **{name: np.asarray(_rgb(image)) for name, image in images.items() if image is not None})
 
 
 def _rgb(image: Image.Image | np.ndarray) -> Image.Image:

@@ -9,9 +9,6 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from sd_core.models.controlnet import ControlNet
-from sd_core.models.t2i_adapter import T2IAdapter
-
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
@@ -148,8 +145,18 @@ class EncodeWork:
     tiling: bool = False
 
 
-Guide = ControlNet | T2IAdapter
-"""A network that steers a UNet by a hint."""
+class Guide(Protocol):
+    """A network that steers a UNet by a hint: a ControlNet or a T2I-Adapter. Equal keys mean equal networks."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def hint_channels(self) -> int: ...
+
+    def hint_bytes(self, pixels: int, /) -> int:
+        """Memory that embedding a hint of so many pixels holds at its peak, beyond weights."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The image prompts of a job: adapters and encoders from files, images as an encoder takes them, and when they act."""
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +21,15 @@ from sd_core.models.image_encoder import ImageEncoderConfig
 from sd_core.models.ip_adapter import ImageTokenizer, IPAdapter, attention_widths
 from sd_core.pipeline.images import digest
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.span import acts
 from sd_core.request import Request
 from sd_core.work import Context, ImagePrompt, ImageWork
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 """Of the images that CLIP was trained on, by channel, in [0, 1]."""
+
+R = TypeVar("R", bound=Request)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,18 +58,23 @@ class Shown:
     unit: Unit
 
     def acts(self, step: int, steps: int) -> bool:
-        """Whether it acts at step `step` of `steps` (diffusers' rule for a ControlNet)."""
-        return step / steps >= self.unit.start and (step + 1) / steps <= self.unit.end
+        """Whether it acts at step `step` of `steps`."""
+        return acts(step, steps, self.unit.start, self.unit.end)
 
-    def prompts(self, rows: int, *, has_uncond: bool) -> list[ImagePrompt]:
-        """For the rows of a call, the first of which belongs to the negative prompt if `has_uncond`."""
-        weight = self.unit.weight
-        if not has_uncond:
-            return [ImagePrompt(self.adapter, self.image, weight)]
-        return [
-            ImagePrompt(self.adapter, self.nothing, weight, (0,)),
-            ImagePrompt(self.adapter, self.image, weight, tuple(range(1, rows))),
-        ]
+    def on(self, rows: int, negatives: int) -> tuple[ImagePrompt, ...]:
+        """For so many rows, the first `negatives` of which belong to the negative prompt."""
+        image = ImagePrompt(self.adapter, self.image, self.unit.weight)
+        if not negatives:
+            return (image,)
+        nothing = ImagePrompt(self.adapter, self.nothing, self.unit.weight, tuple(range(negatives)))
+        return nothing, replace(image, rows=tuple(range(negatives, rows)))
+
+
+def with_references(request: R, images: Sequence[Image.Image]) -> R:
+    """The request whose `ip_adapters` have these RGB images."""
+    units = zip(request.ip_adapters, images, strict=True)
+    shown = tuple(replace(unit, image=np.array(image, dtype=np.uint8)) for unit, image in units)
+    return replace(request, ip_adapters=shown)
 
 
 def shown_of(references: Sequence[Reference]) -> Generator[ImageWork, Context, tuple[Shown, ...]]:

@@ -50,7 +50,7 @@ def with_nan(tensor: Tensor) -> Tensor:
 
 
 KEYS = "ip_adapter.1.to_k_ip.weight"
-BAD_ADAPTERS = {
+BAD_ADAPTERS: dict[str, tuple[IPAdapterConfig, Callable[[State], State], str]] = {
     "SDXL": (replace(BASE, context_dim=2048), lambda state: state, "for Stable Diffusion XL, not for v1.x"),
     "another UNet's": (BASE, lambda state: changed(state, "ip_adapter.5.to_k_ip.weight", None), r"numbered \[1, 3, 7"),
     "FaceID": (BASE, face_id, "FaceID.*insightface.*not supported"),
@@ -88,7 +88,7 @@ def test_an_adapter_that_cannot_be_used_is_refused_by_its_name(tmp_path: Path, n
 
 
 PATCHES = "vision_model.embeddings.patch_embedding.weight"
-BAD_ENCODERS = {
+BAD_ENCODERS: dict[str, tuple[Callable[[State], State], str]] = {
     "an adapter": (lambda state: adapter_weights(BASE), "not a CLIP image encoder"),
     "a text encoder": (lambda state: {"text_model.x": torch.ones(1)}, "not a CLIP image encoder"),
     "no layers": (lambda state: {name: each for name, each in state.items() if ".layers." not in name}, "0 layers"),
