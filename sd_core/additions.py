@@ -264,7 +264,7 @@ class Additions:
         label="ControlNet",
         to_text=ControlNet.to_text,
         from_text=controlnet_from_text,
-        meaning="ControlNets and T2I-Adapters; see below",
+        meaning="ControlNets and T2I-Adapters",
     )
     ip_adapters: tuple[IPAdapter, ...] = option((), max_items=MAX_IP_ADAPTERS, meaning="images that act as prompts")
     image_scale: float = option(

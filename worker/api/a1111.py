@@ -105,7 +105,7 @@ class _Translation:
         rules, off = (SETTINGS, ()) if container == "override_settings" else ({}, SCRIPTS_OFF)
         for name, value in entries.items():
             if container == "alwayson_scripts" and isinstance(name, str) and name.lower() == SCRIPT:
-                self._take_units(value)
+                self._take_units(name, value)
                 continue
             shown = name if isinstance(name, str) and name.isidentifier() and name.isascii() else shorten(name)
             self._take(f"{container}.{shown[:MAX_SHOWN]}", rules.get(name, Rule(nothing=off)), value)
@@ -122,8 +122,8 @@ class _Translation:
         else:
             self._put(name, field, rule.value(value))
 
-    def _take_units(self, script: Any) -> None:
-        """The ControlNets of the script of that name."""
+    def _take_units(self, name: str, script: Any) -> None:
+        """Take the ControlNets of the script of that name."""
         units = units_of(script)
         self._warnings += units.warnings
         if units.items and not self._has(FIELD_OF_UNITS):
@@ -133,7 +133,7 @@ class _Translation:
         elif units.items:
             self._job[FIELD_OF_UNITS] = units.items
         else:
-            self._nothing.append("alwayson_scripts.controlnet")
+            self._nothing.append(f"alwayson_scripts.{name}")
 
     def _strength(self) -> str | None:
         """What `denoising_strength` is: the second pass' without an image; None without either."""

@@ -102,7 +102,7 @@ class Job:
 
     `source` is where its image comes from, `mask_source` its mask, `hint_sources` the image of each of its ControlNets,
     None for one that takes the job's own, `reference_sources` that of each of its IP-Adapters. Until they are loaded,
-    `request` has none, and the model's size unless the job asks for one; `width` and `height` are what the job asks for.
+    `request` has none, and the model's size unless the job asks for one; `width` and `height` are what it asks for.
     """
 
     request: Request

@@ -25,7 +25,11 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "model": ("other",),
 }
 # What else a field needs to have an effect.
-BESIDE: dict[str, dict[str, Any]] = {"inpaint_padding": {"inpaint_area": "masked"}}
+BESIDE: dict[str, dict[str, Any]] = {
+    "inpaint_padding": {"inpaint_area": "masked"},
+    # No text holds a control image; those that take the job's own image come back.
+    "controlnets": {"image": "aGk=", "mask": "aGk="},
+}
 # The first says how many images there are, and each text is of one; the other one's images must be sent again.
 NOT_HELD = {"num_images", "ip_adapters"}
 

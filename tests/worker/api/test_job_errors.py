@@ -74,6 +74,20 @@ BAD = [
     ("loras", ["x"], "loras[0]: 'x' is not an object of fields"),
     ("loras", [{"name": "x"}, {"name": "y", "weight": 5}], "loras[1].weight: 5 is not a number from -4 to 4"),
     ("loras", [{"weight": 1}], "loras[0].name: is required"),
+    ("controlnets", [{"model": "x"}], "controlnets[0].image: is required, because the job has no image"),
+    ("controlnets", [{"image": "aGk="}], "controlnets[0].model: is required"),
+    ("controlnets", [{"model": "x", "image": ""}], "controlnets[0].image: is empty"),
+    ("controlnets", [{"model": "x", "image": "aGk="}] * 4, "has 4 entries, at most 3 are allowed"),
+    (
+        "controlnets",
+        [{"model": "x", "image": "aGk=", "mode": 3}],
+        "controlnets[0].mode: 3 is not one of balanced, prompt",
+    ),
+    (
+        "controlnets",
+        [{"model": "x", "image": "aGk=", "preprocessor": "inpaint"}],
+        "controlnets[0].preprocessor: inpaint needs a mask or outpaint",
+    ),
     ("ip_adapters", [{"model": "x"}], "ip_adapters[0].image: is required"),
     ("ip_adapters", [{"image": "aGk="}], "ip_adapters[0].model: is required"),
     (
