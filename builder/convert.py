@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder import VERSION
+from builder.folder import open_source
 from builder.lock import hold
-from builder.source import DTYPES, Part, dtype_name, open_checkpoint, plan
+from builder.source import DTYPES, Part, Source, dtype_name, plan
 from builder.write import remove_partial, write_safetensors
 from sd_core.errors import ModelError
 from sd_core.formats.detect import OVERRIDES, Architecture
-from sd_core.formats.files import TensorFile, open_safetensors
+from sd_core.formats.files import open_safetensors
 from sd_core.formats.prediction import EPSILON, PREDICTION_TYPE_KEY, PREDICTION_TYPES, ZERO_SNR_KEY
+from sd_core.formats.unpickle import open_checkpoint
 from sd_core.pipeline.preview import METADATA_KEY as LATENT_TO_RGB_KEY
 
 SOURCE_SHA256_KEY = "sd_core.source_sha256"
@@ -54,7 +56,7 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the networks of a `.ckpt` or `.safetensors` as safetensors and return `destination`.
+    """Write the networks of a `.ckpt`, a `.safetensors` or a folder of diffusers' as safetensors; return `destination`.
 
     `dtype` is fp16, bf16 or fp32 (default: each tensor as stored). `use_ema` takes the UNet's moving averages. `vae`
     is a file whose VAE replaces the source's. `prediction_type`, epsilon or v_prediction, replaces what the source
@@ -122,7 +124,7 @@ def _locked(source: Path, destination: Path) -> Iterator[None]:
 
 def _convert(source: Path, destination: Path, options: _Options, progress: Progress | None) -> Path:
     with contextlib.ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(source))
+        checkpoint = open_source(source, stack)
         vae = stack.enter_context(open_checkpoint(options.vae)) if options.vae is not None else None
         dtype = DTYPES[options.dtype] if options.dtype is not None else None
         try:
@@ -132,9 +134,9 @@ def _convert(source: Path, destination: Path, options: _Options, progress: Progr
         except ModelError as error:
             raise ModelError(f"{source}: {error}") from None
         before = _state(checkpoint)
-        report = _counter([source, options.vae], parts, progress)
+        report = _counter(checkpoint, options.vae, parts, progress)
         metadata = _metadata(
-            source_sha256=sha256(source, report),
+            source_sha256=_sha256_of(checkpoint, report),
             vae_sha256=sha256(options.vae, report) if options.vae is not None else None,
             architecture=architecture,
             parts=parts,
@@ -148,19 +150,29 @@ def _convert(source: Path, destination: Path, options: _Options, progress: Progr
     return destination
 
 
-def _state(file: TensorFile) -> tuple[int, int]:
-    status = os.fstat(file.file.fileno())
-    return status.st_size, status.st_mtime_ns
+def _sha256_of(source: Source, done: Callable[[int], None]) -> str:
+    """The SHA-256 of a file, or of what `sha256sum` prints for the files of a folder, sorted by name."""
+    if not source.path.is_dir():
+        return sha256(source.path, done)
+    paths = sorted(file.path for file in source.files)
+    lines = [f"{sha256(path, done)}  {path.relative_to(source.path).as_posix()}\n" for path in paths]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _require_unchanged(file: TensorFile, before: tuple[int, int]) -> None:
-    if _state(file) != before:
-        raise ModelError(f"{file.path} was changed while it was converted: the result was discarded, run it again")
+def _state(source: Source) -> list[tuple[int, int]]:
+    statuses = [os.fstat(file.file.fileno()) for file in source.files]
+    return [(status.st_size, status.st_mtime_ns) for status in statuses]
 
 
-def _counter(hashed: list[Path | None], parts: list[Part], progress: Progress | None) -> Callable[[int], None]:
+def _require_unchanged(source: Source, before: list[tuple[int, int]]) -> None:
+    if _state(source) != before:
+        raise ModelError(f"{source.path} was changed while it was converted: the result was discarded, run it again")
+
+
+def _counter(source: Source, vae: Path | None, parts: list[Part], progress: Progress | None) -> Callable[[int], None]:
     """A function that is called with bytes done and reports their sum as progress."""
-    total = sum(path.stat().st_size for path in hashed if path is not None) + sum(part.size for part in parts)
+    hashed = [file.path for file in source.files] + ([] if vae is None else [vae])
+    total = sum(path.stat().st_size for path in hashed) + sum(part.size for part in parts)
     done = 0
 
     def report(count: int) -> None:

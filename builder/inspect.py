@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from builder.convert import sha256
-from builder.source import dtype_name, open_checkpoint
+from builder.source import dtype_name
 from sd_core.errors import ModelError
 from sd_core.formats.check import compare, expected_shapes
 from sd_core.formats.detect import Architecture, detect
 from sd_core.formats.keys import EMA_PREFIX, canonical_names, show
+from sd_core.formats.unpickle import open_checkpoint
 
 
 def inspect(path: Path) -> list[str]:

@@ -52,7 +52,7 @@ def check(record: Record, given: Mapping[Any, Any], meant: Mapping[str, str] = N
             else:
                 checked[field.name] = field.left_out
             continue
-        bad, value = _checked(field, values[field.name], prefix + written[field.name])
+        bad, value = check_field(field, values[field.name], prefix + written[field.name])
         problems += bad
         if not bad:
             checked[field.name] = value
@@ -69,15 +69,64 @@ def require(problems: list[str]) -> None:
         raise InvalidRequest(shown + (f"; and {more:,} more" if more > 0 else ""))
 
 
-def _checked(field: Field, value: Any, name: str) -> tuple[list[str], Any]:
+def check_field(field: Field, value: Any, name: str) -> tuple[list[str], Any]:
     """What is wrong with a value that was given by this name, and the value in its field's type."""
+    if field.is_list:
+        return _items(field, value, name)
     if field.record is not None and isinstance(value, Mapping):
-        inner = check(field.record, value, prefix=f"{name}.")
-        return inner.problems, None if inner.problems else make(field.type, inner.values)
+        return _item(field, field.record, value, f"{name}.")
     try:
         return [], check_value(field, value)
     except Unfit as reason:
         return [f"{name}: {reason}"], None
+
+
+def _items(field: Field, value: Any, name: str) -> tuple[list[str], tuple[Any, ...]]:
+    """The same for the items of a list."""
+    assert field.record is not None  # a list is one of records
+    if isinstance(value, _Flat):
+        if field.flat[0] not in value.item:
+            return [f"{name}: needs {field.flat[0]}"], ()
+        problems, item = _item(field, field.record, value.item, value.prefix)
+        return problems, (item,)
+    if not isinstance(value, list | tuple):
+        return [f"{name}: {shorten(value)} is not a list of objects"], ()
+    if field.max_items is not None and len(value) > field.max_items:
+        return [f"{name}: has {len(value):,} entries, at most {field.max_items} are allowed"], ()
+    problems, items = [], []
+    for index, each in enumerate(value):
+        given = vars(each) if isinstance(each, field.type) else each
+        if isinstance(given, Mapping):
+            wrong, item = _item(field, field.record, given, f"{name}[{index}].")
+            problems += wrong
+            items.append(item)
+        else:
+            problems.append(f"{name}[{index}]: {shorten(each)} is not an object of fields")
+    return problems, tuple(items)
+
+
+def _item(field: Field, record: Record, given: Mapping[Any, Any], prefix: str) -> tuple[list[str], Any]:
+    inner = check(record, given, prefix=prefix)
+    return inner.problems, None if inner.problems else make(field.type, inner.values)
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """The one item of a list, given by names in the list's place; `prefix` stands before them in problems."""
+
+    item: Mapping[str, Any]
+    prefix: str
+
+
+def _gathered(record: Record, given: Mapping[Any, Any], prefix: str) -> Mapping[Any, Any]:
+    """The values with one for each list that was given by the names of its item's fields."""
+    for field in record:
+        item = {name: given[name] for name in field.flat if given.get(name) is not None}
+        if field.flat:
+            given = {name: value for name, value in given.items() if name not in field.flat}
+        if item:
+            given = {**given, next(iter(item)): _Flat(item, prefix)}
+    return given
 
 
 def _by_field(
@@ -89,7 +138,7 @@ def _by_field(
     values: dict[str, Any] = {}
     written: dict[str, str] = {}
     problems: list[str] = []
-    for name, value in given.items():
+    for name, value in _gathered(record, given, prefix).items():
         field = names.get(meant.get(name, name)) if isinstance(name, str) else None
         if field is None:
             # Past MAX_PROBLEMS only count: there may be a million, and finding near names takes time.

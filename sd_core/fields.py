@@ -40,6 +40,8 @@ class Field:
     field is left out; its checked value is then None.
 
     - `type` is str, int, float, bool, `np.ndarray` (an image), `Source`, or a dataclass, whose fields are in `record`.
+    - A field that `is_list` is a tuple of at most `max_items` such dataclasses. The names in `flat` are names of an
+      item's fields, which may stand in the field's place if it has one item; the others need the first of them.
     - `low`, `high` and `above` (exclusive) bound a number, `min_length` and `max_length` a text.
     - `spellings` are pairs: a value that other tools use, and the value that it means here.
     - Null in a `nullable` field means left out.
@@ -74,6 +76,9 @@ class Field:
     any_character: bool = False
     shown: bool = True
     record: "Record | None" = None
+    is_list: bool = False
+    max_items: int | None = None
+    flat: tuple[str, ...] = ()
 
     @property
     def required(self) -> bool:
@@ -111,7 +116,7 @@ class Record:
         return cls(tuple(field for owner in owners for field in _fields_of(owner)), owners)
 
     def __post_init__(self) -> None:
-        names = [name for field in self.fields for name in (field.name, *field.aliases)]
+        names = [name for field in self.fields for name in (field.name, *field.aliases, *field.flat)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two fields of one record are named {', '.join(twice)}")
@@ -126,7 +131,8 @@ class Record:
     def names(self) -> dict[str, Field]:
         """Every name that a job may use -> the field that it means; `name[0]` stands under `name`."""
         own = {field.name: field for field in self.fields}
-        return own | {alias.removesuffix("[0]"): field for field in self.fields for alias in field.aliases}
+        others = ((name, field) for field in self.fields for name in (*field.aliases, *field.flat))
+        return own | {name.removesuffix("[0]"): field for name, field in others}
 
     def with_field(self, field: Field) -> "Record":
         """A copy with this field: in the place of the one of the same name, else at the end."""
@@ -151,11 +157,14 @@ def _fields_of(owner: type) -> Iterator[Field]:
         if KEY in line.metadata:
             described: Field = line.metadata[KEY]
             kind, optional = _without_none(annotations[line.name])
+            is_list = typing.get_origin(kind) is tuple
+            kind = typing.get_args(kind)[0] if is_list else kind
             yield replace(
                 described,
                 name=line.name,
                 type=kind,
-                nullable=optional or described.nullable or bool(described.filled),
+                is_list=is_list,
+                nullable=optional or is_list or described.nullable or bool(described.filled),
                 record=Record.of(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None,
             )
 

@@ -4,20 +4,22 @@ import inspect
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from sd_core.catalogue import Catalogue, folders_in
 from sd_core.checks import check, require
 from sd_core.engine.engine import Engine
-from sd_core.fields import Record
+from sd_core.fields import Field, Record
+from sd_core.library import Library
 from sd_core.nested import MAX_SIDE
 from sd_core.pipeline.complete import complete, find_model, implied, unusable, with_image, without_effect
 from sd_core.pipeline.model import ModelInfo, StableDiffusion
-from sd_core.pipeline.upscale import NO_FILES
 from sd_core.request import Request
 
 # Guided images of native size that share a forward.
@@ -26,17 +28,17 @@ MAX_BATCH = 8
 FIELDS = Record.of(Request)
 
 
-def load(
-    path: str | Path, device: str = "auto", dtype: str = "auto", upscalers: Mapping[str, Path] = NO_FILES
-) -> "Model":
+def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> "Model":
     """Load a v1.x checkpoint (.safetensors) that has `vocab.json` and `merges.txt` beside it.
 
     `device` is auto, cpu, cuda or mps, `dtype` auto, fp32, fp16 or bf16: auto takes the best device there is, and fp16
-    on it, fp32 on a CPU. `upscalers` are ESRGAN files by the name that a hires pass asks for. Raises `ModelError` that
-    names the file, `DeviceError` the setting, that is wrong.
+    on it, fp32 on a CPU. Prompts and fields may name the files in the folders beside the checkpoint: `loras`,
+    `embeddings`, `controlnet`, `vae`, `upscalers`, `ip_adapters` and `clip_vision`. Raises `ModelError` that names the
+    file, `DeviceError` the setting, that is wrong.
     """
     checkpoint = Path(path)
-    return Model(StableDiffusion.load(checkpoint, checkpoint.parent, device, dtype), upscalers)
+    library = Library(Catalogue(folders_in(checkpoint.parent)))
+    return Model(StableDiffusion.load(checkpoint, checkpoint.parent, device, dtype), library)
 
 
 class Model:
@@ -45,8 +47,8 @@ class Model:
     `close`, or leaving a `with` block, ends the engine's threads; so does the end of the process.
     """
 
-    def __init__(self, model: StableDiffusion, upscalers: Mapping[str, Path] = NO_FILES) -> None:
-        self._model, self._upscalers = model, upscalers
+    def __init__(self, model: StableDiffusion, library: Library | None = None) -> None:
+        self._model, self._library = model, library
         self._engine: Engine | None = None
         self._lock = threading.Lock()  # over _engine
 
@@ -96,10 +98,16 @@ class Model:
     def _running_engine(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                self._engine = Engine([self._model], MAX_BATCH, upscalers=self._upscalers)
+                self._engine = Engine([self._model], MAX_BATCH, library=self._library)
                 # Also at the end of the process, which must not be torn down under the engine's thread.
                 self._end = weakref.finalize(self, self._engine.close)
             return self._engine
+
+
+def _annotation(field: Field) -> Any:
+    if field.is_list:
+        return GenericAlias(Sequence, field.type | Mapping[str, Any])
+    return Image.Image | np.ndarray if field.type is np.ndarray else field.type
 
 
 def signature_of(record: Record) -> inspect.Signature:
@@ -107,7 +115,7 @@ def signature_of(record: Record) -> inspect.Signature:
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for field in record:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if field.required else inspect.Parameter.KEYWORD_ONLY
-        kind_of_value = Image.Image | np.ndarray if field.type is np.ndarray else field.type
+        kind_of_value = _annotation(field)
         annotation = kind_of_value | None if field.nullable else kind_of_value
         default = inspect.Parameter.empty if field.required else field.left_out
         parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=annotation))

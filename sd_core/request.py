@@ -6,6 +6,7 @@ from typing import Self
 
 import numpy as np
 
+from sd_core.additions import Additions
 from sd_core.checks import plain
 from sd_core.fields import option
 from sd_core.groups import MAX_SEED, Inpainting, Noise, Refining
@@ -83,7 +84,7 @@ class Basic:
         min_length=1,
         max_length=256,
         label="Model",
-        meaning="name of a loaded checkpoint; `name.safetensors [hash]` is understood",
+        meaning="name of a checkpoint on the volume; `name.safetensors [hash]` is understood",
     )
     num_images: int = option(
         1,
@@ -112,7 +113,7 @@ class Basic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(Noise, Refining, Inpainting, Basic):
+class Request(Noise, Additions, Refining, Inpainting, Basic):
     """One job, validated and with every default filled in.
 
     The fields are a job's, in the order of A1111's infotext: those of the bases, the last one's first, and those below.

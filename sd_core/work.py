@@ -3,11 +3,14 @@
 Both are coroutines: they yield a question and are resumed with the answer.
 """
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
+
+from sd_core.models.controlnet import ControlNet
+from sd_core.models.t2i_adapter import T2IAdapter
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -92,21 +95,44 @@ class Embedding:
     def tokens(self) -> tuple[Vector, ...]:
         return tuple(Vector(self.sha256, row, values) for row, values in enumerate(self.vectors))
 
+    @property
+    def nbytes(self) -> int:
+        return self.vectors.nbytes
+
 
 Token = int | Vector
 """An id of the tokenizer's vocabulary, or a vector in its place."""
+
+
+class Added(Protocol):
+    """What an adapter adds to the output of one layer."""
+
+    def add_to(self, out: Tensor, x: Tensor, padding: tuple[int, int]) -> None:
+        """Add it in place, given what the layer gets and how it pads that with zeros."""
+        ...
+
+
+class Applied(Protocol):
+    """What an adapter adds to the layers of one network, by their names. Those with equal keys add the same."""
+
+    @property
+    def key(self) -> Hashable: ...
+
+    @property
+    def layers(self) -> Mapping[str, Added]: ...
 
 
 @dataclass(frozen=True)
 class TextWork:
     """Tokens of prompts, each begun, ended and padded; answered by one `Context` per prompt.
 
-    The encoder stops `skip` layers before its end. `network` names a text encoder.
+    The encoder stops `skip` layers before its end. `network` names a text encoder, `adapters` change it.
     """
 
     network: str
     prompts: tuple[tuple[Token, ...], ...]
     skip: int = 0
+    adapters: tuple[Applied, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +143,23 @@ class EncodeWork:
     """
 
     network: str
+    key: Hashable
+    pixels: Tensor
+    tiling: bool = False
+
+
+Guide = ControlNet | T2IAdapter
+"""A network that steers a UNet by a hint."""
+
+
+@dataclass(frozen=True)
+class HintWork:
+    """A hint's pixels (1, C, H, W) in [0, 1], answered by a `Hint`.
+
+    Works of one network with equal keys hold equal pixels. With `tiling`, opposite borders are neighbours.
+    """
+
+    network: Guide
     key: Hashable
     pixels: Tensor
     tiling: bool = False
@@ -136,6 +179,42 @@ class Extras:
 
 
 PLAIN = Extras()
+
+
+@dataclass(frozen=True)
+class Hint:
+    """A hint as its network embeds it, (1, C, h, w) each. Equal keys mean equal networks and hints."""
+
+    key: Hashable
+    values: tuple[Tensor, ...] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A hint that steers the rows `rows` of a work, None: all of them.
+
+    `scales` are the factors of what the network adds: to each skip connection and to the middle block's output
+    (ControlNet), or to each level (T2I-Adapter).
+    """
+
+    network: Guide = field(compare=False, repr=False)
+    hint: Hint
+    scales: tuple[float, ...]
+    rows: tuple[int, ...] | None = None
+
+    def acts_on(self, row: int) -> bool:
+        return self.rows is None or row in self.rows
+
+
+@dataclass(frozen=True)
+class Attachments:
+    """What is attached to a UNet for one work: the same for all of its rows, unless it names rows."""
+
+    adapters: tuple[Applied, ...] = ()
+    controls: tuple[Control, ...] = ()
+
+
+UNATTACHED = Attachments()
 
 
 @dataclass(frozen=True)
@@ -159,6 +238,7 @@ class UNetWork:
     perturbed: tuple[int, ...] = ()
     keeps_deep: bool = False
     deep: Tensor | None = None
+    attached: Attachments = UNATTACHED
 
 
 @dataclass(frozen=True)
@@ -186,14 +266,16 @@ class HostTask:
     """Work for the host: `run` is called on a thread of the engine's pool and its result is the answer.
 
     Meanwhile the picture takes part in no forward, and its neighbours go on. If it does not wait, the answer comes at
-    once and is a `Future` of the result.
+    once and is a `Future` of the result. Pictures that ask for the same `run` at the same time share one call. What
+    reads large files `loads`: it has threads of its own, so that the host work of others does not wait for it.
     """
 
     run: Callable[[], Any]
     waits: bool = True
+    loads: bool = False
 
 
-Work = TextWork | EncodeWork | UNetWork | DecodeWork | UpscaleWork
+Work = TextWork | EncodeWork | HintWork | UNetWork | DecodeWork | UpscaleWork
 """Work for a network. Each type is registered with the kind that runs it, in `sd_core.engine.kinds`."""
 
 # An image being generated: asks for `Work` and `HostTask`s; the task that it returns makes the pixels (H, W, 3).

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.catalogue import ENDINGS, Catalogue, Entry, Kind, UnknownFile, has_ending
+from sd_core.catalogue import ENDINGS, Catalogue, Entry, Kind, UnknownFile, has_ending
+from worker.log import log
 from worker.settings import Settings, StartupError
 
 USUAL_NAME = "v1-5-pruned-emaonly"
@@ -21,6 +22,7 @@ class Found:
     """A checkpoint, perhaps still to be converted, and the directory with its tokenizer's files."""
 
     checkpoint: Path
+    tokenizer: Path
 
     @property
     def directory(self) -> Path:
@@ -28,17 +30,20 @@ class Found:
 
 
 def find(settings: Settings) -> tuple[Found, ...]:
-    """The checkpoints that `settings` mean, the default first, each with its tokenizer. Raises `StartupError`."""
+    """The checkpoints to load at start, the default first, whose tokenizer others without one take.
+
+    Raises `StartupError`.
+    """
     try:
         checkpoints = _checkpoints(settings)
-        for checkpoint in checkpoints:
-            _require_tokenizer(checkpoint)
+        _require_tokenizer(checkpoints[0])
+        found = tuple(Found(each, _tokenizer(each, checkpoints[0])) for each in checkpoints)
     except OSError as error:
         raise StartupError(f"The weights cannot be read: {error}") from error
     if len({checkpoint.stem for checkpoint in checkpoints}) < len(checkpoints):
         chosen = "".join(f"\n  {checkpoint}" for checkpoint in checkpoints)
         raise StartupError(f"SD_CHECKPOINT must name files that differ in more than their endings:{chosen}")
-    return tuple(map(Found, checkpoints))
+    return found
 
 
 def _checkpoints(settings: Settings) -> tuple[Path, ...]:
@@ -81,7 +86,7 @@ def _named(settings: Settings, directories: Sequence[Path], name: str) -> Path:
 
 
 def _usual(settings: Settings, directories: Sequence[Path]) -> Path:
-    """Without SD_CHECKPOINT: the usual checkpoint, else the only one, of the first directory that has any."""
+    """Without SD_CHECKPOINT: the usual checkpoint, else the first one, of the first directory that has any."""
     for directory in directories:
         catalogue = _catalogue(directory)
         # Of a converted checkpoint and its source, the converted one comes first in the catalogue and is taken.
@@ -93,10 +98,8 @@ def _usual(settings: Settings, directories: Sequence[Path]) -> Path:
             if not by_name or Path(file).stem == USUAL_NAME:
                 problem = _unusable(directory / file, f"{directory / file} {reason}")
                 raise StartupError(_nothing_found(settings, (directory,), None, problem))
-        if len(by_name) > 1:
-            raise StartupError(_several_found(directory, list(by_name.values())))
-        for entry in by_name.values():
-            return entry.path
+        if by_name:
+            return _first(directory, list(by_name.values())).path
     raise StartupError(_nothing_found(settings, directories, None))
 
 
@@ -104,9 +107,17 @@ def _catalogue(directory: Path) -> Catalogue:
     return Catalogue({Kind.CHECKPOINT: (directory,)}, max_depth=1)
 
 
+def _missing_tokenizer(directory: Path) -> list[str]:
+    return [name for name in TOKENIZER_FILES if not (directory / name).is_file()]
+
+
+def _tokenizer(checkpoint: Path, first: Path) -> Path:
+    """The directory of its tokenizer: its own, or that of the first checkpoint."""
+    return first.parent if _missing_tokenizer(checkpoint.parent) else checkpoint.parent
+
+
 def _require_tokenizer(checkpoint: Path) -> None:
-    missing = [name for name in TOKENIZER_FILES if not (checkpoint.parent / name).is_file()]
-    if missing:
+    if missing := _missing_tokenizer(checkpoint.parent):
         raise StartupError(
             f"The tokenizer's {' and '.join(missing)} must lie beside {checkpoint}.\n"
             f"{_contents(checkpoint.parent)}\n"
@@ -114,18 +125,22 @@ def _require_tokenizer(checkpoint: Path) -> None:
         )
 
 
-def _several_found(directory: Path, entries: list[Entry]) -> str:
+def _first(directory: Path, entries: list[Entry]) -> Entry:
+    """The default of several checkpoints of which none has the usual name, said in the log."""
     order = ENDINGS[Kind.CHECKPOINT]
     entries.sort(key=lambda entry: (order.index(entry.path.suffix.lower()), entry.name))
-    return (
-        f"{directory} holds {len(entries)} checkpoints and none is named {USUAL_NAME}:\n"
-        + "\n".join(f"  {entry.file_name}" for entry in entries[:MAX_LISTED])
-        + f"\nName one of them, or several with : between:\n  export SD_CHECKPOINT={shlex.quote(entries[0].file_name)}"
-    )
+    first = entries[0]
+    if len(entries) > 1:
+        log.warning(
+            f"{directory} holds {len(entries)} checkpoints and none is named {USUAL_NAME}: the default is "
+            f"{first.file_name}. To choose another one, or several to load at the start with : between:\n"
+            f"  export SD_CHECKPOINT={shlex.quote(entries[1].file_name)}"
+        )
+    return first
 
 
 def _nothing_found(settings: Settings, looked: Sequence[Path], name: str | None, *problems: str) -> str:
-    wanted = name or f"{USUAL_NAME}.safetensors (or .ckpt, or any other single checkpoint)"
+    wanted = name or f"{USUAL_NAME}.safetensors (or .ckpt, or any other checkpoint)"
     source = "SD_WEIGHTS" if settings.weights is not None else "the default places; SD_WEIGHTS is not set"
     target = looked[0].parent if has_ending(Kind.CHECKPOINT, looked[0].name) else looked[0]
     lines = [f"No model: looked for {wanted} in {source}.", *map(_contents, looked), *problems]

@@ -100,12 +100,13 @@ async def _generate(payload: object, uid: str, service: Service, send: Send | No
     log.debug("job to generate", extra={"fields": {**logged, **prompts}})
     if job.door.preview and send is None:
         job = _with_warnings(job, "preview did nothing: progress is sent only for jobs from RunPod's queue")
+    identity = _identity(service, request)  # as of now: its file may be replaced while it is used
     async with reporting(send, job.door.preview, job.door.uid) as observe:
         result = await asyncio.wrap_future(service.engine.submit(request, observe))
         return await success(
             job,
             result,
-            _identity(service, request).describe(),
+            identity.describe(),
             service.settings.outputs,
             service.settings.max_response_bytes,
             service.encoders,

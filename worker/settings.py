@@ -1,5 +1,6 @@
 """The environment, read once into frozen `Settings`. The only module that reads `os.environ`."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ DEFAULT_MAX_CONCURRENCY = 8  # as many as share a forward
 DEFAULT_MAX_JOBS = 64
 DEFAULT_MAX_PIXELS = 2048 * 2048  # one image of the largest size, or sixteen of 512x512
 MIN_PICTURE_PIXELS = 64 * 64
+UNITS = {10**6: "megabytes", 10**9: "gigabytes"}
 
 
 class StartupError(Exception):
@@ -44,7 +46,8 @@ class Settings:
     """What the operator chose.
 
     If `weights` is None, the directories of `search` are searched in order. `checkpoints` are file names, the default
-    model first; empty means the usual one. `has_queue` is whether the SDK gets its jobs from the platform.
+    model first; empty means the usual one. `has_queue` is whether the SDK gets its jobs from the platform. Models that
+    stay loaded take `models_bytes` together at most; None means what is free.
     """
 
     weights: Path | None
@@ -60,6 +63,7 @@ class Settings:
     max_jobs: int = DEFAULT_MAX_JOBS
     max_pixels: int = DEFAULT_MAX_PIXELS
     max_response_bytes: int = 10_000_000
+    models_bytes: int | None = None
     log_level: str = "INFO"
     port: int = 8000
     allow_private_urls: bool = False
@@ -107,7 +111,8 @@ def read_settings(
         # With fewer, the worker would take jobs from the platform only to refuse them.
         max_jobs=reader.integer("SD_MAX_JOBS", max(DEFAULT_MAX_JOBS, max_concurrency), max_concurrency, 2**20),
         max_pixels=reader.integer("SD_MAX_PIXELS", DEFAULT_MAX_PIXELS, MIN_PICTURE_PIXELS, 2**40),
-        max_response_bytes=reader.megabytes("SD_MAX_RESPONSE_MB", 10.0),
+        max_response_bytes=reader.bytes("SD_MAX_RESPONSE_MB", 10.0, 10**6),
+        models_bytes=reader.bytes("SD_MODELS_GB", 0.0, 10**9) or None,
         log_level="DEBUG" if debug else LOG_LEVELS[level],
         port=reader.integer("PORT", 8000, 0, 65535),
         allow_private_urls=reader.switch("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS"),
@@ -161,16 +166,17 @@ class _Reader:
             return default
         return number
 
-    def megabytes(self, name: str, default: float) -> int:
+    def bytes(self, name: str, default: float, unit: int) -> int:
+        """A size in megabytes or gigabytes, fractions allowed."""
         value = self.text(name)
         try:
             number = float(value) if value else default
         except ValueError:
-            number = 0.0
-        if not 0.001 <= number <= 1000:
-            self._bad(name, "is not a number of megabytes from 0.001 to 1000")
+            number = math.nan
+        if value and not 0.001 <= number <= 1000:
+            self._bad(name, f"is not a number of {UNITS[unit]} from 0.001 to 1000")
             number = default
-        return int(number * 1_000_000)
+        return int(number * unit)
 
     def _bad(self, name: str, reason: str) -> None:
         self.problems.append(f"  {name}={self.environ[name][:80]!r} {reason}")

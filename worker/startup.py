@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sd_core.catalogue import Catalogue, Kind
+from sd_core.engine.checkpoints import Checkpoints
 from sd_core.engine.engine import Engine
 from sd_core.engine.graphs import Bucket, Step
 from sd_core.errors import SDError
@@ -18,7 +20,7 @@ from worker.api.job import Limits
 from worker.api.response import encode
 from worker.checks import check_gpu, check_outputs
 from worker.find import Found, find
-from worker.identity import ModelIdentity
+from worker.identity import Identities, NativeSizes
 from worker.phases import Phases, process_age
 from worker.remedy import remedy
 from worker.service import Service
@@ -33,30 +35,33 @@ def start(settings: Settings) -> Service:
     check_gpu(settings)
     found = find(settings)
     models: list[StableDiffusion] = []
-    identities: dict[str, ModelIdentity] = {}
     for file in found:
         with _explained(settings, found, file):
-            checkpoint = _converted(file, phases)
-            model = StableDiffusion.load(checkpoint, file.directory, settings.device, settings.dtype)
+            checkpoint = _safetensors(file.checkpoint)
+            if checkpoint != file.checkpoint:
+                phases.end("convert")
+            models.append(StableDiffusion.load(checkpoint, file.tokenizer, settings.device, settings.dtype))
             phases.end("load")
-        models.append(model)
-        identities[model.info.name] = ModelIdentity(model.info.name, model.info.sha256, checkpoint)
+    checkpoints = Checkpoints(models, _catalogue(found), _safetensors, compiled_forwards)
     with _explained(settings, found, found[0]):
-        engine = _warm_engine(settings, models, found[0].directory)
+        engine = _warm_engine(settings, models, checkpoints)
         encode(np.zeros((8, 8, 3), np.uint8), "png", "")  # Pillow looks for its writers at the first image
         phases.end("warm_up")
-    for identity in identities.values():
-        identity.hash_in_background()
+    identities = Identities(checkpoints)
     about = {
         "model": str(found[0].checkpoint),
-        "models": list(identities),
+        "models": [identities[model.info.name].name for model in models],
         "device": models[0].info.device,
         "dtype": models[0].info.dtype,
         "start_ms": phases.milliseconds(),
     }
     log.log.info("ready", extra={"fields": about})
-    limits = Limits(settings.max_pixels, {model.info.name: model.info.native_size for model in models})
-    return Service(settings, engine, identities, limits)
+    return Service(settings, engine, identities, Limits(settings.max_pixels, NativeSizes(checkpoints)))
+
+
+def _catalogue(found: Sequence[Found]) -> Catalogue:
+    """All checkpoints that lie beside those that are loaded at the start."""
+    return Catalogue({Kind.CHECKPOINT: tuple(dict.fromkeys(file.directory for file in found))}, max_depth=1)
 
 
 @contextmanager
@@ -70,21 +75,27 @@ def _explained(settings: Settings, found: Sequence[Found], file: Found) -> Itera
         raise StartupError(f"The model {file.checkpoint} could not be loaded: {error}\n{advice}") from error
 
 
-def _converted(file: Found, phases: Phases) -> Path:
+def _safetensors(checkpoint: Path) -> Path:
     """The checkpoint as safetensors."""
-    if file.checkpoint.suffix.lower() != ".ckpt":
-        return file.checkpoint
+    if checkpoint.suffix.lower() != ".ckpt":
+        return checkpoint
     from builder.convert import ensure_converted  # most starts have nothing to convert
 
-    log.log.info(f"converting {file.checkpoint}, once for all workers that share this directory")
-    checkpoint = ensure_converted(file.checkpoint, file.checkpoint.with_suffix(".safetensors"))
-    phases.end("convert")
-    return checkpoint
+    log.log.info(f"converting {checkpoint}, once for all workers that share this directory")
+    return ensure_converted(checkpoint, checkpoint.with_suffix(".safetensors"))
 
 
-def _warm_engine(settings: Settings, models: Sequence[StableDiffusion], directory: Path) -> Engine:
-    compiled = {model.info.name: compiled_forwards(model, directory) for model in models}
-    engine = Engine(models, settings.max_batch, settings.max_jobs, compiled, _end_process)
+def _warm_engine(settings: Settings, models: Sequence[StableDiffusion], checkpoints: Checkpoints) -> Engine:
+    compiled = {model.info.name: compiled_forwards(model) for model in models}
+    engine = Engine(
+        models,
+        settings.max_batch,
+        settings.max_jobs,
+        compiled,
+        _end_process,
+        checkpoints=checkpoints,
+        models_bytes=settings.models_bytes,
+    )
     # The interpreter must not be torn down while the engine's thread runs.
     atexit.register(engine.close)
     engine.warm_up()
@@ -97,8 +108,9 @@ def _end_process(error: Exception) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def compiled_forwards(model: StableDiffusion, directory: Path) -> dict[Bucket, Step]:
+def compiled_forwards(model: StableDiffusion) -> dict[Bucket, Step]:
     """The forwards that `python -m builder compile` made for this GPU and put beside the checkpoint, if any."""
+    directory = model.file.path.parent
     if model.device.type != "cuda":
         return {}
     from sd_core.engine.aot import COMPILED, folder_of, load_packages  # other starts do not need them

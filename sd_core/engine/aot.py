@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sd_core.engine.graphs import Bucket, Step, example
-from sd_core.models.unet import UNet, UNetStep
+from sd_core.models.unet import UNet
+from sd_core.models.unet_step import UNetStep
 
 # Part of every package's folder. Increase it if a forward of the UNet computes something else or takes other inputs.
 VERSION = 1

@@ -3,19 +3,21 @@
 import os
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from sd_core.catalogue import Entry
+from sd_core.engine.admission import Admission, Read, budget_of
+from sd_core.engine.ahead import QueueAhead
+from sd_core.engine.checkpoints import Checkpoints
 from sd_core.engine.graphs import Bucket, Step
 from sd_core.engine.host import HostPool
-from sd_core.engine.jobs import EngineJob, JobProgress
+from sd_core.engine.jobs import EngineJob, prepared
 from sd_core.engine.kinds import Kinds, kinds_of
 from sd_core.engine.kinds.kind import Degraded
 from sd_core.engine.memory import Memory
@@ -23,20 +25,18 @@ from sd_core.engine.pool import NO_PACKAGES, Pool
 from sd_core.engine.runner import Runner
 from sd_core.engine.scheduler import Running, Scheduler
 from sd_core.errors import Broken, Busy
+from sd_core.library import Library
+from sd_core.pipeline.attached import Needs
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.pipeline.prepare import Prepared, prepare, read_prompt
-from sd_core.pipeline.sample import Run
-from sd_core.pipeline.upscale import NO_FILES, Load, Upscalers
+from sd_core.pipeline.prepare import Prepared, read_prompt
 from sd_core.request import Observe, Request, Result
 from sd_core.work import HostTask
 
 # Native size in pixels up to which a CPU generates a warm-up image too, because it takes less than seconds.
 SMALL_MODEL = 256
 
-# Forwards queued on a GPU at most: enough to keep it busy, few enough to join and to cancel promptly.
-TICKS_AHEAD = 2
-
 HOST_THREADS = max(2, min(4, os.cpu_count() or 1))
+LOADING_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ class _Returned:
 class Engine:
     """Generates the images of all jobs together: jobs join and leave between any two forwards.
 
-    The first of `models` is the default one; a request names another by `model`. `max_batch` is how many guided images
-    of native size share a forward of a UNet (two rows each), `max_jobs` how many jobs are held at once, running or
-    waiting. `packages` are compiled forwards for a GPU, by model name. `upscalers` are ESRGAN files by the name that a
-    hires pass asks for, loaded when it does. `kinds` makes what runs each type of work. `on_failure` is called, on the
-    engine thread, if the engine fails for good: from then on every job is answered with `Broken`, and only a new
-    process can generate images.
+    The first of `models` is the default one; a request names another by `model`, or one of `checkpoints`, which is read
+    when a job first names it. Loaded models take `models_bytes` together at most, by default what is free less the
+    fullest forward: those that no job uses are dropped for others. `max_batch` is how many guided images of native size
+    share a forward of a UNet (two rows each), `max_jobs` how many jobs are held at once, running or waiting. `packages`
+    are compiled forwards for a GPU, by model name. `library` has the files that jobs may name. `kinds` makes what runs
+    each type of work. `on_failure` is called, on the engine thread, if the engine fails for good: from then on every
+    job is answered with `Broken`, and only a new process can generate images.
     """
 
     def __init__(
@@ -66,40 +67,53 @@ class Engine:
         packages: Mapping[str, Mapping[Bucket, Step]] = NO_PACKAGES,
         on_failure: Callable[[Exception], None] = lambda _: None,
         kinds: Callable[[Pool, int], Kinds] = kinds_of,
-        upscalers: Mapping[str, Path] = NO_FILES,
+        library: Library | None = None,
+        checkpoints: Checkpoints | None = None,
+        models_bytes: int | None = None,
     ) -> None:
         self._pool = Pool(models, packages)
-        self._upscalers = Upscalers(upscalers, self._pool.device)
+        self.checkpoints = Checkpoints(models) if checkpoints is None else checkpoints
+        self._library = Library() if library is None else library
         self.failure: Exception | None = None
         self._on_failure = on_failure
         self._kinds = kinds(self._pool, max_batch)
         # On a CPU, weights take memory as they are first used.
-        lazy = self._pool.networks if self._pool.device.type == "cpu" else ()
-        self._memory = Memory(self._pool.device, lazy)
+        is_lazy = self._pool.device.type == "cpu"
+        self._memory = Memory(self._pool.device, lambda: self._pool.networks if is_lazy else ())
+        self._pool.budget = budget_of(self._pool, self._memory, max_batch) if models_bytes is None else models_bytes
         self._runner = Runner(self._memory, self._kinds.values())
         self._scheduler = Scheduler()
         self._max_jobs, self._submitted, self._open, self._closed = max_jobs, 0, 0, False
         self._lock = threading.Lock()  # over the line above and `failure`
-        self._arrivals: queue.SimpleQueue[EngineJob | _Returned | None] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[EngineJob | _Returned | Read | None] = queue.SimpleQueue()
         self._ending = False  # whether all submitted jobs have arrived; used by the engine thread only
-        self._queued: deque[torch.cuda.Event] = deque()
+        self._ahead = QueueAhead(self._pool.device)
         self._host = HostPool(HOST_THREADS)
+        self._loader = HostPool(LOADING_THREADS, "loader")
+        self._admission = Admission(self._pool, self._memory, self.checkpoints, self._arrivals.put)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def models(self) -> Mapping[str, StableDiffusion]:
-        """The loaded models by name, the default one first."""
+        """The loaded models by name."""
         return self._pool.models
 
     def submit(self, request: Request, observe: Observe | None = None) -> Future[Result]:
         """Queue a job and return its future. Cancelling the future ends the job before its next forward.
 
-        Raises `InvalidRequest` for an unknown model or upscaler, `Busy` if `max_jobs` are held, and `Broken`. The
+        Raises `InvalidRequest` for an unknown model or file, `Busy` if `max_jobs` are held, and `Broken`. The
         future fails with `OutOfMemory` if the device's memory does not hold the job even alone.
         """
-        model, load_upscaler = self._pool.model(request.model), self._upscalers.of(request.hires)
-        return self.run(partial(_prepared, request, model, observe, load_upscaler), request)
+        file = self.checkpoints.find(request.model)
+        loaded = self._pool.loaded(file)
+        needs = None if loaded is None else Needs.of(request, loaded, self._library)
+
+        def prepare() -> Prepared:
+            model = self._pool.model(file)
+            return prepared(request, model, observe, needs or Needs.of(request, model, self._library))
+
+        return self.run(prepare, request, file)
 
     def warm_up(self) -> None:
         """Run what the first job needs, so that it takes no longer than the second.
@@ -107,8 +121,8 @@ class Engine:
         On a GPU, and with a small model everywhere, that is a whole image; otherwise the text encoder alone, because a
         full-size forward on a CPU would take longer than it saves.
         """
-        for name, model in self.models.items():
-            size = model.info.native_size
+        for model in list(self.models.values()):
+            name, size = model.info.name, model.info.native_size
             request = Request(prompt="", seed=0, width=size, height=size, steps=2, model=name)
             if model.device.type != "cpu" or size <= SMALL_MODEL:
                 self.submit(request).result()
@@ -121,13 +135,17 @@ class Engine:
             self._closed = True
         self._arrivals.put(None)
         self._thread.join()
+        self._admission.close()
+        self._loader.close()
         self._host.close()
 
-    def run(self, prepare: Callable[[], Prepared], request: Request) -> Future[Result]:
-        """Run a request's images, whose coroutines `prepare` makes on the engine thread.
+    def run(self, prepare: Callable[[], Prepared], request: Request, file: Entry | None = None) -> Future[Result]:
+        """Run a request's images, whose coroutines `prepare` makes on the engine thread, once the model is loaded.
 
-        Raises `Busy` and `Broken`.
+        `file` is the model's. Raises `InvalidRequest` if it cannot be used, `Busy` and `Broken`.
         """
+        file = self.checkpoints.find(request.model) if file is None else file
+        model_bytes = self.checkpoints.about(file).nbytes
         future: Future[Result] = Future()
         with self._lock:
             if self.failure is not None:
@@ -138,7 +156,9 @@ class Engine:
                 raise Busy(f"the engine's queue is full: {self._open} jobs are running or waiting; try again later")
             self._open += 1
             self._submitted += 1
-            job = EngineJob(self._submitted, request=request, future=future, prepare=prepare)
+            job = EngineJob(
+                self._submitted, request=request, future=future, prepare=prepare, file=file, model_bytes=model_bytes
+            )
             self._arrivals.put(job)
         future.add_done_callback(self._release)
         return future
@@ -163,7 +183,7 @@ class Engine:
         """Fail every job and refuse new ones, so that no caller waits for a thread that has ended."""
         with self._lock:
             self.failure = error
-        jobs = self._scheduler.jobs
+        jobs = {*self._scheduler.jobs, *self._admission.waiting}
         while not self._arrivals.empty():
             if isinstance(arrived := self._arrivals.get(), EngineJob):
                 jobs.add(arrived)
@@ -174,11 +194,14 @@ class Engine:
 
     @property
     def _is_done(self) -> bool:
-        return self._ending and self._scheduler.is_empty
+        return self._ending and self._scheduler.is_empty and not self._admission.waiting
 
     def _take_arrivals(self) -> None:
         """Start new jobs and resume images whose host task is done, blocking while no image asks for a forward."""
         while not self._is_done:
+            self._drop_cancelled()
+            for job in self._admission.ready(self._running_jobs):
+                self._begin(job)
             try:
                 arrived = self._arrivals.get(block=not self._scheduler.has_work)
             except queue.Empty:
@@ -186,11 +209,18 @@ class Engine:
             self._drop_cancelled()
             match arrived:
                 case EngineJob():
-                    self._begin(arrived)
+                    self._admission.add(arrived)
+                case Read():
+                    for job in self._admission.take(arrived):
+                        self._begin(job)
                 case _Returned(picture, result) if self._scheduler.holds(picture):
                     self._advance(picture, result)
                 case None:
                     self._ending = True
+
+    @property
+    def _running_jobs(self) -> list[EngineJob]:
+        return [job for job in self._scheduler.jobs if isinstance(job, EngineJob)]
 
     def _begin(self, job: EngineJob) -> None:
         if job.future.cancelled():
@@ -212,8 +242,8 @@ class Engine:
                 self._advance(picture, None)
 
     def _drop_cancelled(self) -> None:
-        for job in self._scheduler.jobs:
-            if isinstance(job, EngineJob) and job.future.cancelled():
+        for job in self._running_jobs:
+            if job.future.cancelled():
                 self._drop(job)
 
     def _drop(self, job: EngineJob) -> None:
@@ -221,7 +251,7 @@ class Engine:
             picture.coroutine.close()
 
     def _run_tick(self, batch: list[Running]) -> None:
-        self._limit_queue_ahead()
+        self._ahead.limit()
         kind = batch[0].kind
         assert kind is not None
         answers, fits = self._runner.run(kind, [picture.work for picture in batch])
@@ -255,28 +285,9 @@ class Engine:
             asked = picture.coroutine.send(self._host.start(asked.run))
         if isinstance(asked, HostTask):
             self._scheduler.suspend(picture)
-            self._host.submit(asked.run, lambda result: self._arrivals.put(_Returned(picture, result)))
+            pool = self._loader if asked.loads else self._host
+            pool.submit(asked.run, lambda result: self._arrivals.put(_Returned(picture, result)))
             return
         kind = self._kinds[type(asked)]
         job.clock.switch(kind.phase)
         self._scheduler.ask(picture, asked, kind)
-
-    def _limit_queue_ahead(self) -> None:
-        if self._pool.device.type != "cuda":
-            return
-        event = torch.cuda.Event()
-        event.record()
-        self._queued.append(event)
-        if len(self._queued) > TICKS_AHEAD:
-            self._queued.popleft().synchronize()
-
-
-def _prepared(
-    request: Request, model: StableDiffusion, observe: Observe | None, load_upscaler: Load | None
-) -> Prepared:
-    if observe is None:
-        return prepare(request, model, None, load_upscaler)
-    runs = Run.all_of(request)
-    steps, calls = sum(len(run.grid(model)) - 1 for run in runs), sum(run.calls(model) for run in runs)
-    progress = JobProgress(observe, request.num_images, steps, calls, model.latent_to_rgb)
-    return prepare(request, model, progress.on_step, load_upscaler)

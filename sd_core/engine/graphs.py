@@ -14,7 +14,8 @@ from torch import Tensor
 from sd_core.cache import LRU
 from sd_core.engine.memory import is_out_of_memory
 from sd_core.models.given import Given
-from sd_core.models.unet import KeepingStep, OutermostStep, UNet, UNetStep
+from sd_core.models.unet import UNet
+from sd_core.models.unet_step import KeepingStep, OutermostStep, UNetStep
 
 # Rows of a forward; one with more runs without a graph. Padding to the next size wastes at most a third of the rows.
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

@@ -12,24 +12,33 @@ Done = Callable[[Any], None]
 
 
 class HostPool:
-    """A bounded number of threads that run tasks in the order of their arrival."""
+    """A bounded number of threads that run tasks in the order of their arrival.
 
-    def __init__(self, threads: int) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+    A task that is submitted again before it is done runs once, and all who submitted it get its result.
+    """
+
+    def __init__(self, threads: int, name: str = "host") -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._waiting: dict[Callable[[], Any], list[Done]] = {}
+        self._lock = threading.Lock()  # over _waiting
         # Not an executor: the interpreter stops those before its exit handlers run, and these still wait for jobs.
         self._threads = [
-            threading.Thread(target=self._work, name=f"host-{index}", daemon=True) for index in range(threads)
+            threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True) for index in range(threads)
         ]
         for thread in self._threads:
             thread.start()
 
     def submit(self, run: Callable[[], Any], done: Done) -> None:
-        self._tasks.put(partial(_run, run, done))
+        with self._lock:
+            waiting = self._waiting.setdefault(run, [])
+            waiting.append(done)
+            if len(waiting) == 1:
+                self._tasks.put(run)
 
     def start(self, run: Callable[[], Any]) -> Future[Any]:
-        """Submit a task; the future of its result."""
+        """Submit a task, which runs even if the same one is under way; the future of its result."""
         future: Future[Any] = Future()
-        self.submit(run, partial(_resolve, future))
+        self.submit(partial(run), partial(_resolve, future))
         return future
 
     def close(self) -> None:
@@ -40,8 +49,15 @@ class HostPool:
             thread.join()
 
     def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            task()
+        while (run := self._tasks.get()) is not None:
+            try:
+                result = run()
+            except Exception as error:  # noqa: BLE001 - whoever submitted it gets it
+                result = error
+            with self._lock:
+                waiting = self._waiting.pop(run)
+            for done in waiting:
+                done(result)
 
 
 def _resolve(future: Future[Any], result: Any) -> None:
@@ -49,11 +65,3 @@ def _resolve(future: Future[Any], result: Any) -> None:
         future.set_exception(result)
     else:
         future.set_result(result)
-
-
-def _run(run: Callable[[], Any], done: Done) -> None:
-    try:
-        result = run()
-    except Exception as error:  # noqa: BLE001 - `done` gets it
-        result = error
-    done(result)

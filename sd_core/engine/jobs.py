@@ -11,11 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sd_core.catalogue import Entry
 from sd_core.engine.memory import is_out_of_memory
 from sd_core.engine.scheduler import Job
 from sd_core.errors import OutOfMemory
-from sd_core.pipeline.prepare import Prepared
+from sd_core.pipeline.attached import Needs
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.prepare import Prepared, prepare
 from sd_core.pipeline.preview import LatentToRGB, preview
+from sd_core.pipeline.sample import Run
 from sd_core.pipeline.watch import OnStep
 from sd_core.request import Observe, Progress, Request, Result
 
@@ -43,11 +47,16 @@ class PhaseClock:
 
 @dataclass(eq=False)
 class EngineJob(Job):
-    """A job from its submission to its result. Only its future may be used outside the engine thread."""
+    """A job from its submission to its result. Only its future may be used outside the engine thread.
+
+    It begins by `prepare`, once the model that `file` holds is loaded, which takes about `model_bytes`.
+    """
 
     request: Request = field(kw_only=True)
     future: Future[Result] = field(kw_only=True)
     prepare: Callable[[], Prepared] = field(kw_only=True)
+    file: Entry = field(kw_only=True)
+    model_bytes: int = field(kw_only=True)
     clock: PhaseClock = field(default_factory=PhaseClock)
     warnings: list[str] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -87,6 +96,16 @@ class EngineJob(Job):
         except InvalidStateError:
             # Cancelled after its last forward, or already failed by another of its images: the outcome is not needed.
             return
+
+
+def prepared(request: Request, model: StableDiffusion, observe: Observe | None, needs: Needs) -> Prepared:
+    """A job's pictures, whose steps are reported to its observer."""
+    if observe is None:
+        return prepare(request, model, None, needs)
+    runs = Run.all_of(request)
+    steps, calls = sum(len(run.grid(model)) - 1 for run in runs), sum(run.calls(model) for run in runs)
+    progress = JobProgress(observe, request.num_images, steps, calls, model.latent_to_rgb)
+    return prepare(request, model, progress.on_step, needs)
 
 
 class JobProgress:

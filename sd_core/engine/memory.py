@@ -1,6 +1,6 @@
 """How much memory is free, and which errors mean that there was not enough."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of one device. `networks` are those whose weights take memory at their first use."""
+    """The memory of one device. `networks` are those whose weights take memory at their first use, as of now."""
 
     device: torch.device
-    networks: Sequence[nn.Module] = ()
+    networks: Callable[[], Sequence[nn.Module]] = tuple
 
     def usable(self) -> int | None:
         """Bytes that one forward may take now; None if unknown."""
@@ -47,7 +47,7 @@ class Memory:
     def _free(self) -> int | None:
         """Free bytes, less those that weights will take when they are packed."""
         free = free_bytes(self.device)
-        return None if free is None else max(0, free - sum(map(bytes_to_pack, self.networks)))
+        return None if free is None else max(0, free - sum(map(bytes_to_pack, self.networks())))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

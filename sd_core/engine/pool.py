@@ -1,13 +1,16 @@
-"""The networks of all loaded models, looked up by the keys that works carry."""
+"""The networks of the loaded models, looked up by the keys that works carry, within a budget of bytes."""
 
-import difflib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
+import torch
 from torch import nn
 
+from sd_core.catalogue import Entry
 from sd_core.engine.graphs import Bucket, GraphedUNet, Step, for_device
-from sd_core.errors import InvalidRequest, ModelError
+from sd_core.errors import ModelError
+from sd_core.layout.choose import bytes_in_use
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
@@ -20,50 +23,84 @@ NO_PACKAGES: Mapping[str, Mapping[Bucket, Step]] = MappingProxyType({})
 
 
 class Pool:
-    """Networks by role and key; the first of the models is the default one.
+    """Networks by role and key, of the models that stay loaded. Used on the engine thread, except `loaded`.
 
-    `packages` are compiled forwards by model name. Raises `ModelError` if two models have the same name, or are on
-    different devices.
+    `packages` are compiled forwards by model name. `budget` bounds the bytes of all weights together: models that no
+    job uses are dropped for others, the least recently used first. Raises `ModelError` if two models have the same
+    name, or are on different devices.
     """
 
     def __init__(
-        self, models: Sequence[StableDiffusion], packages: Mapping[str, Mapping[Bucket, Step]] = NO_PACKAGES
+        self,
+        models: Sequence[StableDiffusion],
+        packages: Mapping[str, Mapping[Bucket, Step]] = NO_PACKAGES,
+        budget: float = math.inf,
     ) -> None:
-        self.models: Mapping[str, StableDiffusion] = {model.info.name: model for model in models}
-        if len(self.models) != len(models):
-            raise ModelError(
-                f"two of the checkpoints have the same name: {', '.join(model.info.name for model in models)}"
-            )
+        names = [model.info.name for model in models]
+        if len(set(names)) != len(names):
+            raise ModelError(f"two of the checkpoints have the same name: {', '.join(names)}")
         devices = {model.device for model in models}
         if len(devices) != 1:
             raise ModelError(f"one engine runs on one device, not on {', '.join(sorted(map(str, devices)))}")
         (self.device,) = devices
-        self._text_encoders = {model.text_key: model.networks.text_encoder for model in models}
-        self._unets = {model.unet_key: model.networks.unet for model in models}
-        self._vaes = {model.vae_key: model.networks.vae for model in models}
-        self._native_pixels = {model.unet_key: model.info.native_size**2 for model in models}
-        self._steps = {
-            model.unet_key: for_device(model.networks.unet, model.device, packages.get(model.info.name, {}))
-            for model in models
-        }
+        self.budget = budget
+        self._models: dict[Entry, StableDiffusion] = {}  # the least recently used first
+        self._steps: dict[str, UNet | GraphedUNet] = {}
+        self._bytes: dict[str, int] = {}
+        for model in models:
+            self.add(model, packages.get(model.info.name, {}))
 
     @property
-    def default(self) -> StableDiffusion:
-        return next(iter(self.models.values()))
+    def models(self) -> Mapping[str, StableDiffusion]:
+        """The loaded models by name."""
+        return {model.info.name: model for model in self._models.values()}
 
     @property
     def networks(self) -> list[nn.Module]:
+        """All networks, each once."""
         return [*self._text_encoders.values(), *self._unets.values(), *self._vaes.values()]
 
-    def model(self, name: str | None) -> StableDiffusion:
-        """The model of this name, or the default one. Raises `InvalidRequest` that lists the names."""
-        if name is None:
-            return self.default
-        if name not in self.models:
-            near = difflib.get_close_matches(name, self.models, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise InvalidRequest(f"model {name[:60]!r} is not loaded{hint} Loaded: {', '.join(self.models)}")
-        return self.models[name]
+    @property
+    def bytes(self) -> int:
+        """What the weights of all networks take once every layer was used."""
+        return sum(self._bytes.values())
+
+    def holds(self, file: Entry) -> bool:
+        return file in self._models
+
+    def loaded(self, file: Entry) -> StableDiffusion | None:
+        """The model that was read from this version of a file, if it is loaded now. Safe to call from any thread."""
+        return self._models.get(file)
+
+    def model(self, file: Entry) -> StableDiffusion:
+        """The model that was read from this version of a file; it becomes the most recently used one."""
+        model = self._models.pop(file)
+        self._models[file] = model
+        return model
+
+    def add(self, model: StableDiffusion, packages: Mapping[Bucket, Step]) -> None:
+        self._models[model.file] = model
+        if model.unet_key not in self._steps:
+            self._steps[model.unet_key] = for_device(model.networks.unet, model.device, packages)
+        self._index()
+
+    def make_room(self, needed: int, in_use: Collection[Entry], usable: Callable[[], int | None]) -> bool:
+        """Drop models until so many bytes fit into the budget and are `usable`; false if running jobs keep them taken.
+
+        Models `in_use` stay. If there are none, there is room for a model that is larger than the budget, alone.
+        """
+        while not self._fits(needed, usable):
+            unused = [file for file in self._models if file not in in_use]
+            if not unused:
+                return not any(file in self._models for file in in_use)
+            self._drop(unused[0])
+        return True
+
+    def _fits(self, needed: int, usable: Callable[[], int | None]) -> bool:
+        if self.bytes + needed > self.budget:
+            return False
+        free = usable()
+        return free is None or needed <= free
 
     def text_encoder(self, key: str) -> CLIPTextEncoder:
         return self._text_encoders[key]
@@ -82,6 +119,10 @@ class Pool:
         """Pixels of the images that this UNet was trained on."""
         return self._native_pixels[key]
 
+    @property
+    def max_native_pixels(self) -> int:
+        return max(self._native_pixels.values())
+
     def warm_up(self) -> None:
         """Capture the graphs of compiled forwards, so that the first jobs of their shapes do not have to."""
         for step in self._steps.values():
@@ -93,3 +134,22 @@ class Pool:
         for step in self._steps.values():
             if isinstance(step, GraphedUNet):
                 step.clear()
+
+    def _drop(self, file: Entry) -> None:
+        del self._models[file]
+        self._index()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _index(self) -> None:
+        """Look at the networks of all models, those that several have in common once."""
+        models = self._models.values()
+        self._text_encoders = {model.text_key: model.networks.text_encoder for model in models}
+        self._unets = {model.unet_key: model.networks.unet for model in models}
+        self._vaes = {model.vae_key: model.networks.vae for model in models}
+        self._native_pixels = {model.unet_key: model.info.native_size**2 for model in models}
+        self._steps = {key: step for key, step in self._steps.items() if key in self._unets}
+        dtypes = {key: model.dtype for model in models for key in vars(model.keys).values()}
+        networks = {**self._text_encoders, **self._unets, **self._vaes}
+        known = self._bytes
+        self._bytes = {key: known.get(key) or bytes_in_use(networks[key], dtypes[key]) for key in networks}

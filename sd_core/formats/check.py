@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sd_core.errors import ModelError
-from sd_core.formats.detect import Architecture
+from sd_core.formats.detect import Architecture, Contents
 from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, show, show_some
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
 from sd_core.models.vae import VAE
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class _WithoutInitialization(TorchFunctionMode):
@@ -34,23 +36,42 @@ class _WithoutInitialization(TorchFunctionMode):
 
 def meta_networks(architecture: Architecture) -> tuple[CLIPTextEncoder, UNet, VAE]:
     """The three networks with parameters on the meta device, neither allocated nor initialized."""
+    return (
+        meta_network(lambda: CLIPTextEncoder(architecture.text)),
+        meta_network(lambda: UNet(architecture.unet)),
+        meta_network(lambda: VAE(architecture.vae)),
+    )
+
+
+def meta_network(build: Callable[[], Network]) -> Network:
+    """A network that `build` makes, with parameters on the meta device and not initialized."""
     with torch.device("meta"), _WithoutInitialization():
-        return CLIPTextEncoder(architecture.text), UNet(architecture.unet), VAE(architecture.vae)
+        return build()
 
 
-def networks_shapes(text_encoder: nn.Module, unet: nn.Module, vae: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Checkpoint name -> shape of every tensor of the three networks."""
-    networks = ((TEXT_PREFIX, text_encoder), (UNET_PREFIX, unet), (VAE_PREFIX, vae))
+def networks_shapes(networks: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape of every tensor of these networks, by the prefixes of their names."""
     return {
         prefix + name: tuple(tensor.shape)
-        for prefix, network in networks
+        for prefix, network in networks.items()
         for name, tensor in network.state_dict().items()
     }
 
 
-def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Checkpoint name -> shape of every tensor that a file of this architecture holds, without extras."""
-    return networks_shapes(*meta_networks(architecture))
+def expected_shapes(architecture: Architecture | Contents) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape of every tensor that a file of these networks holds, without extras."""
+    return networks_shapes(contained_networks(architecture))
+
+
+def contained_networks(contents: Architecture | Contents) -> dict[str, nn.Module]:
+    """The networks of a checkpoint or a part of one, by the prefixes of their names, on the meta device."""
+    networks: dict[str, nn.Module] = {UNET_PREFIX: meta_network(lambda: UNet(contents.unet))}
+    text, vae = contents.text, contents.vae
+    if text is not None:
+        networks[TEXT_PREFIX] = meta_network(lambda: CLIPTextEncoder(text))
+    if vae is not None:
+        networks[VAE_PREFIX] = meta_network(lambda: VAE(vae))
+    return networks
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ NUM_HEADS_KEY = "sd_core.num_heads"
 TEXT_HEADS_KEY = "sd_core.text_heads"
 SCALE_FACTOR_KEY = "sd_core.scale_factor"
 
+TEXT_ENCODER, AUTOENCODER = "the text encoder", "the VAE"
+
 # Metadata for everything that shapes cannot show.
 OVERRIDES = (NATIVE_SIZE_KEY, NUM_HEADS_KEY, TEXT_HEADS_KEY, SCALE_FACTOR_KEY, PREDICTION_TYPE_KEY, ZERO_SNR_KEY)
 
@@ -46,11 +48,58 @@ class Architecture:
     zero_terminal_snr: bool = False
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds of a checkpoint: a UNet, and the other networks unless it lacks them.
+
+    The fields are those of `Architecture`; None stands for a network that the file lacks.
+    """
+
+    unet: UNetConfig
+    text: CLIPConfig | None
+    vae: VAEConfig | None
+    native_size: int
+    prediction_type: str
+    zero_terminal_snr: bool
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The networks that it lacks, as nouns."""
+        parts = {TEXT_ENCODER: self.text, AUTOENCODER: self.vae}
+        return tuple(name for name, config in parts.items() if config is None)
+
+    def completed(self, text: CLIPConfig | None = None, vae: VAEConfig | None = None) -> Architecture:
+        """The architecture, with these networks in place of those that it lacks.
+
+        ModelError if one is missing then, or if the text encoder does not fit the UNet.
+        """
+        text, vae = self.text or text, self.vae or vae
+        if text is None:
+            raise ModelError(f"the file lacks {TEXT_ENCODER} (no name begins with {TEXT_PREFIX})")
+        if vae is None:
+            raise ModelError(
+                f"the file lacks {AUTOENCODER} (no name begins with {VAE_PREFIX}); "
+                "`python -m builder convert SRC DST --vae FILE` adds one"
+            )
+        if text.width != self.unet.context_dim:
+            raise ModelError(
+                f"the UNet attends to hidden states of width {self.unet.context_dim}, "
+                f"but the text encoder's have {text.width}"
+            )
+        return Architecture(text, self.unet, vae, self.native_size, self.prediction_type, self.zero_terminal_snr)
+
+
 def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> Architecture:
     """The architecture of a v1.x checkpoint, from its tensors' names and shapes and the file's metadata.
 
-    ModelError if the file is of another kind, which the message names, or lacks a tensor whose shape is needed.
+    ModelError if the file is of another kind, which the message names, lacks a network or a tensor whose shape is
+    needed.
     """
+    return detect_contents(shapes, metadata).completed()
+
+
+def detect_contents(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> Contents:
+    """The same for a file that may lack the text encoder, the VAE or both."""
     foreign.refuse(shapes)
     names = canonical_names(shapes)
     weights = {name: shapes[stored] for name, stored in names.items()}
@@ -61,24 +110,29 @@ def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -
             f"not a Stable Diffusion v1.x checkpoint: it is {kind} "
             f"(its UNet attends to hidden states of width {unet.context_dim})"
         )
-    text = _text(_Shapes("the text encoder", TEXT_PREFIX, weights), metadata)
-    vae = _vae(_Shapes("the VAE", VAE_PREFIX, weights), metadata)
-    if text.width != unet.context_dim:
-        raise ModelError(
-            f"the UNet attends to hidden states of width {unet.context_dim}, but the text encoder's have {text.width}"
-        )
-    return Architecture(text, unet, vae, _native_size(metadata), *declared(shapes, metadata))
+    text = _text(_Shapes(TEXT_ENCODER, TEXT_PREFIX, weights), metadata) if _holds(weights, TEXT_PREFIX) else None
+    vae = detect_vae(weights, metadata) if _holds(weights, VAE_PREFIX) else None
+    return Contents(unet, text, vae, _native_size(metadata), *declared(shapes, metadata))
+
+
+def detect_vae(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> VAEConfig:
+    """The VAE among the tensors of these canonical names. ModelError if it lacks one whose shape is needed."""
+    return _vae(_Shapes(AUTOENCODER, VAE_PREFIX, shapes), metadata)
+
+
+def _holds(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in shapes)
 
 
 def require_drawable(architecture: Architecture) -> None:
     """ModelError if the pipeline cannot generate images with the checkpoint, although it can be described."""
     taken, made = architecture.unet.in_channels, architecture.unet.out_channels
     latent = architecture.vae.z_channels
-    # An inpainting UNet also takes a mask and the latents of what is kept.
-    if taken not in (latent, 2 * latent + 1) or made != latent:
+    # One that edits images also takes their latents, one that inpaints the latents of what is kept and a mask.
+    if taken not in (latent, 2 * latent, 2 * latent + 1) or made != latent:
         raise ModelError(
             f"the UNet takes {taken} channels and returns {made}, but the VAE's latents have {latent}: "
-            "such a checkpoint (instruct-pix2pix, depth) is not supported"
+            "such a checkpoint (depth, for example) is not supported"
         )
     if architecture.zero_terminal_snr and architecture.prediction_type == EPSILON:
         raise ModelError(
@@ -96,8 +150,7 @@ class _Shapes:
             name.removeprefix(prefix): tuple(shape) for name, shape in shapes.items() if name.startswith(prefix)
         }
         if not self.shapes:
-            hint = "; `python -m builder convert SRC DST --vae FILE` adds one" if prefix == VAE_PREFIX else ""
-            raise ModelError(f"the file lacks {network} (no name begins with {prefix}){hint}")
+            raise ModelError(f"the file lacks {network} (no name begins with {prefix})")
 
     def dim(self, name: str, axis: int, rank: int) -> int:
         shape = self.shapes.get(name)

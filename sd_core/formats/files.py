@@ -40,6 +40,9 @@ _DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}  # as safetensors spells them
 
+SAFETENSORS = "safetensors"
+"""The format of the files whose tensors may be mapped into memory; see `TensorFile`."""
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -180,7 +183,7 @@ def open_safetensors(path: Path) -> TensorFile:
     except BaseException:  # including KeyboardInterrupt: the caller has no file to close
         file.close()
         raise
-    return TensorFile(path, "safetensors", tensors, metadata, file)
+    return TensorFile(path, SAFETENSORS, tensors, metadata, file)
 
 
 def _tensors(path: Path, header: dict[str, dict[str, object]], data: int) -> dict[str, StoredTensor]:

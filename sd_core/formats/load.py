@@ -1,20 +1,20 @@
-"""Safetensors checkpoint -> the three networks, ready to run."""
+"""Checkpoint file -> the three networks, ready to run."""
 
-import os
-from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from sd_core.errors import ModelError
-from sd_core.formats.check import meta_networks, networks_shapes, require_equal
-from sd_core.formats.detect import Architecture, detect, require_drawable
-from sd_core.formats.files import TensorFile, open_safetensors
-from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, canonical_names, show
-from sd_core.formats.parallel import read_parallel
+from sd_core.formats.check import contained_networks, networks_shapes, require_equal
+from sd_core.formats.detect import Architecture, Contents, detect_contents, require_drawable
+from sd_core.formats.files import TensorFile
+from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, ignored_names
+from sd_core.formats.origins import Origins, origins_of, shapes_of
+from sd_core.formats.prediction import beside
+from sd_core.formats.unpickle import open_checkpoint
+from sd_core.formats.weights import assign, read_weights
 from sd_core.layout.choose import lay_out
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
@@ -31,80 +31,94 @@ class Networks:
     architecture: Architecture
     metadata: dict[str, str]
 
+    @property
+    def all(self) -> tuple[nn.Module, ...]:
+        return self.text_encoder, self.unet, self.vae
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The networks that a file holds, in evaluation mode: always a UNet, None for one that it lacks.
+
+    `ignored` are the names of its tensors that no network has, beside those that training is known to leave.
+    """
+
+    text_encoder: CLIPTextEncoder | None
+    unet: UNet
+    vae: VAE | None
+    contents: Contents
+    metadata: dict[str, str]
+    ignored: tuple[str, ...] = ()
+
+    def completed(self, text_encoder: CLIPTextEncoder | None = None, vae: VAE | None = None) -> Networks:
+        """All networks, with these in place of those that the file lacks.
+
+        ModelError if one is missing then, or does not fit the UNet.
+        """
+        text_encoder, vae = self.text_encoder or text_encoder, self.vae or vae
+        architecture = self.contents.completed(
+            None if text_encoder is None else text_encoder.config, None if vae is None else vae.config
+        )
+        require_drawable(architecture)
+        assert text_encoder is not None and vae is not None
+        return Networks(text_encoder, self.unet, vae, architecture, self.metadata)
+
+
+def contents_of(path: Path) -> Contents:
+    """What a checkpoint file holds, from its header alone. ModelError that names the file if it is of another kind."""
+    with open_checkpoint(path) as file:
+        try:
+            return _understood(file)[0]
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
+
 
 def load_networks(path: Path, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Networks:
-    """The networks of a v1.x `.safetensors`, every weight on `device` in `dtype`.
+    """The networks of a checkpoint that lacks none; see `load_parts`."""
+    parts = load_parts(path, device, dtype, packed=packed)
+    try:
+        return parts.completed()
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def load_parts(path: Path, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Parts:
+    """The networks of a v1.x `.safetensors` or `.ckpt`, every weight on `device` in `dtype`.
 
     With `packed` they are laid out for the device (`sd_core.layout.choose`): weights that their layers cast at
     first use stay as they are stored.
 
-    On the CPU, tensors that keep their stored dtype are views of the memory map (private, copy on write): they become
-    resident at first use, and the file may be replaced by a rename but not written in place. All others are read and
-    cast one at a time, so that at most one tensor is in memory twice. A GPU receives the tensors as stored, several
-    at a time, and casts them itself.
-    ModelError if the file is missing, damaged or of another kind, or if its tensors are not exactly those of its
-    architecture.
+    On the CPU, tensors of a `.safetensors` that keep their stored dtype are views of the memory map (private, copy on
+    write): they become resident at first use, and the file may be replaced by a rename but not written in place. See
+    `read_weights` for the others.
+    ModelError if the file is missing, damaged or of another kind, or if a network's tensors are not exactly those of
+    its architecture. Tensors outside the networks are ignored.
     """
-    with open_safetensors(path) as file:
+    with open_checkpoint(path) as file:
         try:
-            architecture, names = _understand(file)
-            text_encoder, unet, vae = meta_networks(architecture)
-            found = {name: file.tensors[stored].shape for name, stored in names.items()}
-            require_equal(found, networks_shapes(text_encoder, unet, vae))
+            contents, origins = _understood(file)
+            networks = contained_networks(contents)
+            require_equal(shapes_of(origins), networks_shapes(networks))
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
-        networks = {TEXT_PREFIX: text_encoder, UNET_PREFIX: unet, VAE_PREFIX: vae}
         kept: set[str] = set()
         if packed:
             for prefix, network in networks.items():
                 kept.update(prefix + name for name in lay_out(network, device, dtype))
-        if device.type == "cuda":
-            entries = {name: file.tensors[stored] for name, stored in names.items()}
-            tensors = {name: tensor.to(dtype) for name, tensor in read_parallel(path, entries, device).items()}
-        else:
-            tensors = _read(file, names, kept, device, dtype)
+        tensors = read_weights(origins, kept, device, dtype)
+        ignored = ignored_names(file.tensors, (origin.stored for origin in origins.values()))
         metadata = dict(file.metadata)
     for prefix, network in networks.items():
-        _assign(network, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-    return Networks(text_encoder, unet, vae, architecture, metadata)
+        assign(network, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    text_encoder, unet, vae = (networks.get(prefix) for prefix in (TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX))
+    assert isinstance(unet, UNet)
+    assert text_encoder is None or isinstance(text_encoder, CLIPTextEncoder)
+    assert vae is None or isinstance(vae, VAE)
+    return Parts(text_encoder, unet, vae, contents, metadata, tuple(ignored))
 
 
-def _understand(file: TensorFile) -> tuple[Architecture, dict[str, str]]:
-    """The architecture, and canonical name -> stored name of its tensors."""
-    architecture = detect(file.shapes, file.metadata)
-    require_drawable(architecture)
-    names = canonical_names(file.tensors)
-    for stored in names.values():
-        kind = file.tensors[stored].dtype
-        if not kind.is_floating_point:
-            raise ModelError(f"{show(stored)} holds {kind}, not floating-point numbers")
-    return architecture, names
-
-
-def _read(
-    file: TensorFile, names: dict[str, str], kept: Set[str], device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """The tensors by canonical name, in `dtype` except those in `kept`, which stay as stored."""
-    if hasattr(os, "posix_fadvise"):
-        # The kernel then reads ahead the whole file: a network volume serves that far faster than single pages.
-        os.posix_fadvise(file.file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-    cast = {name for name, stored in names.items() if name not in kept and file.tensors[stored].dtype != dtype}
-    # One buffer for all reads: a new one for each would fragment the heap.
-    largest = max((file.tensors[names[name]].span_bytes for name in cast), default=0)
-    scratch = torch.empty(largest, dtype=torch.uint8)
-    tensors: dict[str, Tensor] = {}
-    with safe_open(file.path, framework="pt", device="cpu") as mapped:
-        for name, stored in names.items():
-            # Casting a view would leave the map's pages resident beside the result, so these tensors are read.
-            if name in cast:
-                tensor = file.read(stored, scratch).to(device, dtype)
-            else:
-                tensor = mapped.get_tensor(stored).to(device)
-            # Old writers did not pad the header, so a view may be misaligned.
-            tensors[name] = tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
-    return tensors
-
-
-def _assign(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    network.load_state_dict(tensors, strict=True, assign=True)
-    network.requires_grad_(requires_grad=False).eval()
+def _understood(file: TensorFile) -> tuple[Contents, Origins]:
+    contents = detect_contents(file.shapes, {**beside(file.path), **file.metadata})
+    if not contents.missing:
+        require_drawable(contents.completed())
+    return contents, origins_of(file)

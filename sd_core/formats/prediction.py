@@ -1,10 +1,13 @@
 """What a checkpoint's UNet predicts, as the file declares it: shapes cannot show this.
 
-Sources: the ModelSpec metadata (`modelspec.prediction_type`), ComfyUI's metadata (`modelspec.predict_key`), and the
-marker tensors that ComfyUI, SD.Next and A1111 recognize (`v_pred`, `ztsnr`).
+Sources: the ModelSpec metadata (`modelspec.prediction_type`), ComfyUI's metadata (`modelspec.predict_key`), the
+marker tensors that ComfyUI, SD.Next and A1111 recognize (`v_pred`, `ztsnr`), and the configuration that A1111 reads
+from a `.yaml` of the checkpoint's name beside it (`parameterization: "v"`).
 """
 
+import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from sd_core.errors import ModelError
 from sd_core.formats.keys import V_PREDICTION_MARKER, ZERO_SNR_MARKER, show
@@ -16,7 +19,12 @@ EPSILON = "epsilon"
 V_PREDICTION = "v_prediction"
 PREDICTION_TYPES = (EPSILON, V_PREDICTION)
 
-_TYPE_KEYS = (PREDICTION_TYPE_KEY, "modelspec.prediction_type", "modelspec.predict_key")
+# What `beside` finds in a `.yaml`, as if the file itself had it in its metadata.
+SIDECAR_KEY = "parameterization (.yaml beside the file)"
+_MAX_SIDECAR = 2**20  # bytes; configurations have a few kilobytes
+_PARAMETERIZATION = re.compile(r"""^\s*parameterization\s*:\s*(['"]?)([\w-]+)\1\s*(?:#.*)?$""", re.MULTILINE)
+
+_TYPE_KEYS = (PREDICTION_TYPE_KEY, "modelspec.prediction_type", "modelspec.predict_key", SIDECAR_KEY)
 _SPELLINGS = {
     "epsilon": EPSILON,
     "eps": EPSILON,
@@ -34,7 +42,8 @@ def declared(names: Collection[str], metadata: Mapping[str, str]) -> tuple[str, 
     """The prediction type, one of PREDICTION_TYPES, and whether the noise schedule has zero terminal SNR.
 
     `names` are the names of all tensors in the file. Without a declaration: epsilon, False. Metadata ZERO_SNR_KEY
-    overrules its marker tensor. ModelError if the prediction type is unknown, or declared in two ways.
+    overrules its marker tensor, and PREDICTION_TYPE_KEY a `.yaml` beside the file, which may be that of the source.
+    ModelError if the prediction type is unknown, or declared in two ways.
     """
     for marker in _EDM_MARKERS:
         if marker in names:
@@ -42,7 +51,7 @@ def declared(names: Collection[str], metadata: Mapping[str, str]) -> tuple[str, 
     claims = {
         f"metadata {key} says {show(text, 40)}": _type(key, text)
         for key in _TYPE_KEYS
-        if (text := metadata.get(key, "")).strip()
+        if (text := metadata.get(key, "")).strip() and not (key == SIDECAR_KEY and PREDICTION_TYPE_KEY in metadata)
     }
     if V_PREDICTION_MARKER in names:
         claims[f"the marker tensor {V_PREDICTION_MARKER} says {V_PREDICTION}"] = V_PREDICTION
@@ -50,6 +59,23 @@ def declared(names: Collection[str], metadata: Mapping[str, str]) -> tuple[str, 
     if len(types) > 1:
         raise ModelError(f"the file contradicts itself: {', '.join(claims)}; {_DECIDE}")
     return types.pop(), _zero_snr(names, metadata)
+
+
+def beside(path: Path) -> dict[str, str]:
+    """What a `.yaml` of the same name beside a checkpoint declares, as metadata; nothing without one.
+
+    ModelError if it cannot be read.
+    """
+    sidecar = path.with_suffix(".yaml")
+    try:
+        with sidecar.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(_MAX_SIDECAR)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ModelError(f"{sidecar} cannot be read: {error.strerror or error}") from error
+    found = _PARAMETERIZATION.search(text)
+    return {} if found is None else {SIDECAR_KEY: found[2]}
 
 
 def is_marker(name: str) -> bool:

@@ -12,7 +12,14 @@ import torch
 
 from sd_core.errors import ModelError
 from sd_core.formats.archive import Record, data_offset, read_directory
-from sd_core.formats.files import StoredTensor, TensorFile, first_bytes, is_pickle, not_a_model
+from sd_core.formats.files import (
+    StoredTensor,
+    TensorFile,
+    first_bytes,
+    is_pickle,
+    not_a_model,
+    open_safetensors,
+)
 from sd_core.formats.keys import is_weight, show
 from sd_core.formats.machine import Machine
 from sd_core.formats.prediction import is_marker
@@ -30,6 +37,11 @@ MAX_NAME = 1_000
 MAGIC_NUMBER, PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 _BIG_ENDIAN = "it was written on a big-endian machine; save it again on a little-endian one"
+
+
+def open_checkpoint(path: Path) -> TensorFile:
+    """A file of tensors in any format, recognized by its content, not by its name. ModelError as for either format."""
+    return read_checkpoint(path) if is_pickle(first_bytes(path)) else open_safetensors(path)
 
 
 def read_checkpoint(path: Path) -> TensorFile:

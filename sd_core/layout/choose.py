@@ -53,6 +53,15 @@ def bytes_to_pack(network: nn.Module) -> int:
     return sum(variant.bytes_to_pack() for _, variant in _variants(network))
 
 
+def bytes_in_use(network: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that the weights of a network, loaded or not, take once each of its layers was used in `dtype`."""
+    numbers: float = sum(weight.numel() for weight in network.parameters())
+    for _, variant in _variants(network):
+        if variant.form_growth:  # the form takes the place of a weight that is mapped from the file
+            numbers += variant.weight.numel() * (variant.form_growth - 1)
+    return int(numbers * dtype.itemsize)
+
+
 def _variants(network: nn.Module) -> Iterator[tuple[str, Variant]]:
     for name, module in network.named_modules():
         if isinstance(module, Variant):

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_core.models.given import NOTHING, Given, KeysValues
-from sd_core.models.layers import Conv2d, GatedLinear, Linear, Named, group_norm
+from sd_core.models.given import NOTHING, Given, ImageRead, KeysValues
+from sd_core.models.layers import Conv2d, GatedLinear, LayerNorm, Linear, Named, group_norm
 from sd_core.models.merging import Merging
 
 SCORES_AT_ONCE = 2**20
@@ -80,12 +80,24 @@ class CrossAttention(Named, nn.Module):
         self, x: Tensor, keys_values: KeysValues, add: Tensor | None = None, given: Given = NOTHING
     ) -> Tensor:  # (B, T, dim)
         keys, values = keys_values
-        attended = attention(self.to_q(x, given=given), keys, values, self.heads)
+        queries = self.to_q(x, given=given)
+        attended = attention(queries, keys, values, self.heads)
+        for image in given.images.get(self.name, ()):
+            attended = self._with_image(attended, queries, image)
         rows = given.identity.get(self.name)
         if rows is not None:
             attended = attended.index_copy(0, rows, values[rows])
         out: Tensor = self.to_out[0](attended, add, given)
         return out
+
+    def _with_image(self, attended: Tensor, queries: Tensor, image: ImageRead) -> Tensor:  # (B, T, dim) each
+        """`attended` and, for the rows of an image, what the same queries find in it; other rows stay as they are.
+
+        Source: Ye et al. 2023, "IP-Adapter", equation 5.
+        """
+        if image.rows is None:
+            return attended + attention(queries, image.keys, image.values, self.heads)
+        return attended.index_add(0, image.rows, attention(queries[image.rows], image.keys, image.values, self.heads))
 
 
 class GEGLU(nn.Module):
@@ -119,9 +131,9 @@ class BasicTransformerBlock(nn.Module):
         self.attn1 = CrossAttention(dim, dim, heads)
         self.ff = FeedForward(dim)
         self.attn2 = CrossAttention(dim, context_dim, heads)
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.norm3 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
 
     def forward(self, x: Tensor, size: tuple[int, int], given: Given, *, expands: bool) -> Tensor:  # (B, H * W, dim)
         if expands and self.attn1.name in given.identity:
@@ -130,12 +142,12 @@ class BasicTransformerBlock(nn.Module):
         x = self._attend_to_self(x, size, given)
         if expands:
             x, given = given.per_row(x), given.expanded
-        x = self.attn2(self.norm2(x), given.keys_values[self.attn2.name], x, given)
-        out: Tensor = self.ff(self.norm3(x), x, given)
+        x = self.attn2(self.norm2(x, given), given.keys_values[self.attn2.name], x, given)
+        out: Tensor = self.ff(self.norm3(x, given), x, given)
         return out
 
     def _attend_to_self(self, x: Tensor, size: tuple[int, int], given: Given) -> Tensor:
-        normed = self.norm1(x)
+        normed = self.norm1(x, given)
         ratio = given.merged.get(self.attn1.name)
         if ratio is None:
             out: Tensor = self.attn1(normed, self.attn1.read(normed, given), x, given)
@@ -162,7 +174,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # (B, C, H, W)
-        tokens = self.proj_in(self.norm(x), given=given).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        tokens = self.proj_in(self.norm(x, given), given=given).flatten(2).transpose(1, 2)  # (B, H * W, C)
         height, width = x.shape[2:]
         tokens = self.transformer_blocks[0](tokens, (height, width), given, expands=self.expands)
         residual = x

@@ -1,18 +1,41 @@
 """CLIP's text encoder (ViT-L/14 for v1.5), under the names of `cond_stage_model.transformer.text_model.*`."""
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.models.attention import attention
 from sd_core.models.given import NOTHING, Given
-from sd_core.models.layers import Linear, name_layers, running_dtype
+from sd_core.models.layers import LayerNorm, Linear, name_layers, running_dtype
+
+
+class Layers(Protocol):
+    """What the layers of CLIP's two encoders are built from. `has_quick_gelu`: OpenAI's approximation, not the exact
+    GELU."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
+    @property
+    def is_causal(self) -> bool: ...
+    @property
+    def has_quick_gelu(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
     """The defaults are v1.5's ViT-L/14."""
+
+    is_causal: ClassVar[bool] = True
+    has_quick_gelu: ClassVar[bool] = True
 
     vocab_size: int = 49_408
     max_length: int = 77
@@ -35,9 +58,9 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, config: CLIPConfig) -> None:
+    def __init__(self, config: Layers) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.is_causal = config.heads, config.is_causal
         self.q_proj = Linear(config.width, config.width)
         self.k_proj = Linear(config.width, config.width)
         self.v_proj = Linear(config.width, config.width)
@@ -45,38 +68,40 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, add: Tensor, given: Given) -> Tensor:  # (B, T, width)
         q, k, v = (project(x, given=given) for project in (self.q_proj, self.k_proj, self.v_proj))
-        out: Tensor = self.out_proj(attention(q, k, v, self.heads, causal=True), add, given)
+        out: Tensor = self.out_proj(attention(q, k, v, self.heads, self.is_causal), add, given)
         return out
 
 
 class MLP(nn.Module):
-    def __init__(self, config: CLIPConfig) -> None:
+    def __init__(self, config: Layers) -> None:
         super().__init__()
+        self.has_quick_gelu = config.has_quick_gelu
         self.fc1 = Linear(config.width, config.mlp_width)
         self.fc2 = Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor, add: Tensor, given: Given) -> Tensor:
         h = self.fc1(x, given=given)
-        out: Tensor = self.fc2(h * torch.sigmoid(1.702 * h), add, given)  # OpenAI's quick GELU, not the exact one
+        h = h * torch.sigmoid(1.702 * h) if self.has_quick_gelu else F.gelu(h)
+        out: Tensor = self.fc2(h, add, given)
         return out
 
 
 class Layer(nn.Module):
-    def __init__(self, config: CLIPConfig) -> None:
+    def __init__(self, config: Layers) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config)
-        self.layer_norm1 = nn.LayerNorm(config.width)
+        self.layer_norm1 = LayerNorm(config.width)
         self.mlp = MLP(config)
-        self.layer_norm2 = nn.LayerNorm(config.width)
+        self.layer_norm2 = LayerNorm(config.width)
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # (B, T, width)
-        x = self.self_attn(self.layer_norm1(x), x, given)
-        out: Tensor = self.mlp(self.layer_norm2(x), x, given)
+        x = self.self_attn(self.layer_norm1(x, given), x, given)
+        out: Tensor = self.mlp(self.layer_norm2(x, given), x, given)
         return out
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: CLIPConfig) -> None:
+    def __init__(self, config: Layers) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
@@ -91,10 +116,10 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-        self.final_layer_norm = nn.LayerNorm(config.width)
+        self.final_layer_norm = LayerNorm(config.width)
 
     def forward(self, tokens: Tensor, skip: int, given: Given) -> Tensor:
-        out: Tensor = self.final_layer_norm(self.encoder(self.embeddings(tokens), skip, given))
+        out: Tensor = self.final_layer_norm(self.encoder(self.embeddings(tokens), skip, given), given)
         return out
 
 

@@ -11,6 +11,8 @@ from sd_core.models.given import NOTHING, Given
 
 NORM_GROUPS = 32
 
+NO_PADDING = (0, 0)
+
 
 class Named:
     """A module that looks up its part of what a forward is given by `name`, its name in the network."""
@@ -35,14 +37,12 @@ class Linear(Named, nn.Linear):
 
     def forward(self, x: Tensor, add: Tensor | None = None, given: Given = NOTHING) -> Tensor:  # (..., in_features)
         """The adapted layer plus `add`, which has the output's shape (..., out_features)."""
+        out = self.product(x, add)
         adapter = given.adapters.get(self.name)
-        if adapter is None:
-            return self.product(x, add)
-        out = adapter(x, self.product(x))
-        return out if add is None else out + add
+        return out if adapter is None else adapter(x, out, NO_PADDING)
 
     def product(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """The layer without adapters, plus `add`. Variants override this."""
+        """The layer without adapters, plus `add`: a new tensor. Variants override this."""
         out = F.linear(x, self.weight, self.bias)
         return out if add is None else out + add
 
@@ -56,7 +56,7 @@ class GatedLinear(Named, nn.Linear):
     def forward(self, x: Tensor, given: Given = NOTHING) -> Tensor:  # (..., dim) -> (..., hidden)
         """The gated layer. An adapter gets the projection (..., 2 * hidden), before the gate."""
         adapter = given.adapters.get(self.name)
-        return self.gated(x) if adapter is None else apply_gate(adapter(x, self.projection(x)))
+        return self.gated(x) if adapter is None else apply_gate(adapter(x, self.projection(x), NO_PADDING))
 
     def gated(self, x: Tensor) -> Tensor:
         """The layer without adapters. Variants that compute it in one pass override this."""
@@ -71,24 +71,43 @@ class Conv2d(Named, nn.Conv2d):
     """`nn.Conv2d` that takes an adapter, a sum and circular padding."""
 
     def forward(self, x: Tensor, add: Tensor | None = None, given: Given = NOTHING) -> Tensor:  # (B, C, H, W)
-        """The adapted layer plus `add`, of shape (B, out_channels, H', W') or (B, out_channels, 1, 1).
-
-        An adapter gets the input as it comes, without padding.
-        """
+        """The adapted layer plus `add`, of shape (B, out_channels, H', W') or (B, out_channels, 1, 1)."""
         padding = pads(self)
-        source = x
         if given.padding.get(self.name) == "circular" and any(padding):
-            source, padding = wrapped(x, padding), (0, 0)
+            x, padding = wrapped(x, padding), NO_PADDING
+        out = self.convolution(x, padding, add)
         adapter = given.adapters.get(self.name)
-        if adapter is None:
-            return self.convolution(source, padding, add)
-        out = adapter(x, self.convolution(source, padding))
-        return out if add is None else out + add
+        return out if adapter is None else adapter(x, out, padding)
 
     def convolution(self, x: Tensor, padding: tuple[int, int], add: Tensor | None = None) -> Tensor:
-        """The layer without adapters, with `padding` rows and columns of zeros, plus `add`. Variants override this."""
+        """The layer without adapters, with `padding` rows and columns of zeros, plus `add`: a new tensor.
+
+        Variants override this.
+        """
         out = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return out if add is None else out + add
+
+
+class GroupNorm(Named, nn.GroupNorm):
+    """`nn.GroupNorm` that takes an adapter, which gets what is normalized, before `weight` and `bias`."""
+
+    def forward(self, x: Tensor, given: Given = NOTHING) -> Tensor:  # (B, C, H, W)
+        out = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        adapter = given.adapters.get(self.name)
+        if adapter is not None:
+            out = adapter(F.group_norm(x, self.num_groups, eps=self.eps), out, NO_PADDING)
+        return out
+
+
+class LayerNorm(Named, nn.LayerNorm):
+    """`nn.LayerNorm` that takes an adapter, which gets what is normalized, before `weight` and `bias`."""
+
+    def forward(self, x: Tensor, given: Given = NOTHING) -> Tensor:  # (..., width)
+        out = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        adapter = given.adapters.get(self.name)
+        return (
+            out if adapter is None else adapter(F.layer_norm(x, self.normalized_shape, eps=self.eps), out, NO_PADDING)
+        )
 
 
 def apply_gate(projection: Tensor) -> Tensor:  # (..., 2 * hidden) -> (..., hidden)
@@ -116,9 +135,9 @@ def running_dtype(network: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in network.parameters() if parameter.dim() == 1)
 
 
-def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
+def group_norm(channels: int, eps: float = 1e-5) -> GroupNorm:
     """GroupNorm over 32 groups. The UNet's residual blocks use eps 1e-5, its transformers and the VAE 1e-6."""
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=eps)
+    return GroupNorm(NORM_GROUPS, channels, eps=eps)
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:  # (B,)

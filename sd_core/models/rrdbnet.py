@@ -86,7 +86,7 @@ class RRDBNet(nn.Module):
         return (1 << self.config.doublings) // self.config.shuffle
 
     @property
-    def weight_bytes(self) -> int:
+    def nbytes(self) -> int:
         return sum(parameter.nbytes for parameter in self.parameters())
 
     def bytes_for(self, pixels: int) -> int:

@@ -18,6 +18,7 @@ from sd_core.models.layers import (
     running_dtype,
     timestep_embedding,
 )
+from sd_core.models.stages import Downsample, ResBlock, Stage, Upsample
 
 
 @dataclass(frozen=True)
@@ -33,103 +34,39 @@ class UNetConfig:
     num_heads: int = 8
 
 
-class ResBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, time_dim: int) -> None:
-        super().__init__()
-        self.in_layers = nn.Sequential(
-            group_norm(in_channels), nn.SiLU(inplace=True), Conv2d(in_channels, out_channels, 3, padding=1)
-        )
-        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(time_dim, out_channels))
-        self.out_layers = nn.Sequential(
-            group_norm(out_channels),
-            nn.SiLU(inplace=True),
-            nn.Identity(),
-            Conv2d(out_channels, out_channels, 3, padding=1),
-        )
-        self.skip_connection = nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
+@dataclass(frozen=True)
+class Encoded:
+    """The outputs of the input blocks and of the middle block, in order.
 
-    def forward(self, x: Tensor, emb: Tensor, given: Given) -> Tensor:  # (B, C, H, W), (B, time_dim)
-        silu, linear = self.emb_layers
-        shift = linear(silu(emb), given=given)[:, :, None, None]
-        norm, silu, conv = self.in_layers
-        h = conv(silu(norm(x)), shift, given)
-        norm, silu, _, conv = self.out_layers
-        skip = self.skip_connection
-        out: Tensor = conv(silu(norm(h)), skip(x, given=given) if isinstance(skip, Conv2d) else x, given)
-        return out
-
-
-class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor, given: Given) -> Tensor:
-        out: Tensor = self.op(x, given=given)
-        return out
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, size: torch.Size, given: Given) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"), given=given)
-        return out
-
-
-class Stage(nn.ModuleList):
-    """One entry of `input_blocks`, `middle_block` or `output_blocks`: its layers, each with the inputs it takes."""
-
-    def forward(self, x: Tensor, emb: Tensor, size: torch.Size, given: Given) -> Tensor:
-        for layer in self:
-            if isinstance(layer, ResBlock):
-                x = layer(x, emb, given)
-            elif isinstance(layer, SpatialTransformer):
-                x = layer(x, given)
-                if layer.expands:
-                    emb, given = given.per_row(emb), given.expanded
-            elif isinstance(layer, Upsample):
-                x = layer(x, size, given)
-            elif isinstance(layer, Conv2d):
-                x = layer(x, given=given)
-            else:
-                x = layer(x, given)
-        return x
-
-
-class UNet(nn.Module):
-    """Predicts the noise (or the velocity) in latents.
-
-    Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; the layer order
-    and constants are those of CompVis' `openaimodel.UNetModel`.
+    The first `shared` have one entry per input (B), the others one per row (R), as the time embedding `emb` has.
+    Whoever reads the outputs may take them off the list, so that their memory is free after their last use.
     """
+
+    outputs: list[Tensor]
+    shared: int
+    emb: Tensor
+
+
+class Encoder(nn.Module):
+    """The way down and the middle of a UNet, which a ControlNet has too."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         widths = config.channels
         first, time_dim = widths[0], widths[0] * 4
-
-        def transformer(level: int, width: int) -> list[nn.Module]:
-            attends = level in config.attention_levels
-            return [SpatialTransformer(width, config.context_dim, config.num_heads)] if attends else []
-
         self.time_embed = nn.Sequential(Linear(first, time_dim), nn.SiLU(), Linear(time_dim, time_dim))
 
         self.input_blocks = nn.ModuleList([Stage([Conv2d(config.in_channels, first, 3, padding=1)])])
-        skips, width = [first], first
+        width = first
         for level, level_width in enumerate(widths):
             for _ in range(config.num_res_blocks):
                 self.input_blocks.append(
-                    Stage([ResBlock(width, level_width, time_dim), *transformer(level, level_width)])
+                    Stage([ResBlock(width, level_width, time_dim), *_transformer(config, level, level_width)])
                 )
                 width = level_width
-                skips.append(width)
             if level + 1 < len(widths):
                 self.input_blocks.append(Stage([Downsample(width)]))
-                skips.append(width)
 
         self.middle_block = Stage(
             [
@@ -138,33 +75,7 @@ class UNet(nn.Module):
                 ResBlock(width, width, time_dim),
             ]
         )
-
-        self.output_blocks = nn.ModuleList()
-        for level, level_width in reversed(list(enumerate(widths))):
-            for index in range(config.num_res_blocks + 1):
-                layers: list[nn.Module] = [
-                    ResBlock(width + skips.pop(), level_width, time_dim),
-                    *transformer(level, level_width),
-                ]
-                width = level_width
-                if level > 0 and index == config.num_res_blocks:
-                    layers.append(Upsample(width))
-                self.output_blocks.append(Stage(layers))
-
-        self.out = nn.Sequential(group_norm(first), nn.SiLU(), Conv2d(first, config.out_channels, 3, padding=1))
-
-        self._first_expanded = self._mark_first_transformer()
-        name_layers(self)
-        self.circular = circular_padding(self)
-
-    def _mark_first_transformer(self) -> int:
-        """Mark the transformer that expands; the index of the first stage whose output has one entry per row."""
-        stages = [*self.input_blocks, self.middle_block]
-        index = next(
-            index for index, stage in enumerate(stages) if any(isinstance(layer, SpatialTransformer) for layer in stage)
-        )
-        next(layer for layer in stages[index] if isinstance(layer, SpatialTransformer)).expands = True
-        return index
+        next(layer for layer in self.modules() if isinstance(layer, SpatialTransformer)).expands = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -173,6 +84,94 @@ class UNet(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def skip_channels(self) -> list[int]:
+        """The width of each input block's output, in order."""
+        config = self.config
+        each = [
+            [width] * (config.num_res_blocks + (level + 1 < len(config.channels)))
+            for level, width in enumerate(config.channels)
+        ]
+        return [config.channels[0], *(width for level in each for width in level)]
+
+    def read(self, states: Tensor, given: Given = NOTHING) -> dict[str, KeysValues]:  # (R, T, context_dim)
+        """Keys and values of prompts by the name of the attention that uses them; they are the same at every step."""
+        states = states.to(self.dtype)
+        blocks = (module for module in self.modules() if isinstance(module, BasicTransformerBlock))
+        return {block.attn2.name: block.attn2.read(states, given) for block in blocks}
+
+    def given(self, states: Tensor, image_of_row: Tensor | None = None) -> Given:
+        """What a forward is given for prompts (R, T, context_dim): prompt i belongs to input `image_of_row[i]`."""
+        return Given(self.read(states), image_of_row)
+
+    def embedded(self, timesteps: Tensor, given: Given) -> Tensor:  # (B,) -> (B, time_dim)
+        """Timesteps as the residual blocks take them."""
+        first, _, second = self.time_embed
+        emb = timestep_embedding(timesteps, self.config.channels[0]).to(self.dtype)
+        out: Tensor = second(F.silu(first(emb, given=given)), given=given)
+        return out
+
+    def encoded(self, x: Tensor, timesteps: Tensor, given: Given, hint: Tensor | None = None) -> Encoded:
+        """Latents (B, in_channels, H, W), timesteps (B,) and R prompts, on the way down and through the middle.
+
+        `hint` (B, channels[0], H, W) is added to the first output. Features that are given per row are added to the
+        last output of their level, which then has one entry per row.
+        """
+        emb, of_layer = self.embedded(timesteps, given), given
+        x = x.to(self.dtype)
+        outputs: list[Tensor] = []
+        shared: int | None = None
+        for index, stage in enumerate([*self.input_blocks, self.middle_block]):
+            x = stage(x, emb, x.shape[2:], of_layer)
+            if index == 0 and hint is not None:
+                x = x + hint
+            has_features = given.features and index in self.level_ends
+            if has_features and shared is None and not stage.expands:
+                x = given.per_row(x)
+            if shared is None and (stage.expands or has_features):
+                emb, of_layer, shared = given.per_row(emb), given.expanded, index
+            if has_features:
+                x = given.with_features(x, self.level_ends.index(index))
+            outputs.append(x)
+        assert shared is not None  # the middle block expands, if no other does
+        return Encoded(outputs, shared, emb)
+
+    @property
+    def level_ends(self) -> list[int]:
+        """The index of the last input block of each level, before it is halved."""
+        each = self.config.num_res_blocks + 1
+        return [each * (level + 1) - 1 for level in range(len(self.config.channels))]
+
+
+class UNet(Encoder):
+    """Predicts the noise (or the velocity) in latents.
+
+    Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; the layer order
+    and constants are those of CompVis' `openaimodel.UNetModel`.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        widths = config.channels
+        first, time_dim, width, skips = widths[0], widths[0] * 4, widths[-1], self.skip_channels
+
+        self.output_blocks = nn.ModuleList()
+        for level, level_width in reversed(list(enumerate(widths))):
+            for index in range(config.num_res_blocks + 1):
+                layers: list[nn.Module] = [
+                    ResBlock(width + skips.pop(), level_width, time_dim),
+                    *_transformer(config, level, level_width),
+                ]
+                width = level_width
+                if level > 0 and index == config.num_res_blocks:
+                    layers.append(Upsample(width))
+                self.output_blocks.append(Stage(layers))
+
+        self.out = nn.Sequential(group_norm(first), nn.SiLU(), Conv2d(first, config.out_channels, 3, padding=1))
+
+        name_layers(self)
+        self.circular = circular_padding(self)
 
     @property
     def middle_attention(self) -> str:
@@ -194,16 +193,6 @@ class UNet(nn.Module):
             if isinstance(module, BasicTransformerBlock)
         ]
 
-    def read(self, states: Tensor, given: Given = NOTHING) -> dict[str, KeysValues]:  # (R, T, context_dim)
-        """Keys and values of prompts by the name of the attention that uses them; they are the same at every step."""
-        states = states.to(self.dtype)
-        blocks = (module for module in self.modules() if isinstance(module, BasicTransformerBlock))
-        return {block.attn2.name: block.attn2.read(states, given) for block in blocks}
-
-    def given(self, states: Tensor, image_of_row: Tensor | None = None) -> Given:
-        """What a forward is given for prompts (R, T, context_dim): prompt i belongs to input `image_of_row[i]`."""
-        return Given(self.read(states), image_of_row)
-
     def forward(self, x: Tensor, timesteps: Tensor, given: Given) -> Tensor:
         """Latents (B, in_channels, H, W), timesteps (B,) and R prompts -> (R, out_channels, H, W) in x's dtype.
 
@@ -214,83 +203,41 @@ class UNet(nn.Module):
 
     def whole(self, x: Tensor, timesteps: Tensor, given: Given) -> tuple[Tensor, Tensor]:
         """`forward`, and the deep features (R, channels[0], H, W) that the outermost block receives."""
-        in_dtype = x.dtype
-        emb, of_layer = self._embedded(timesteps, given), given
-        x = x.to(self.dtype)
-        skips: list[Tensor] = []
-        for index, stage in enumerate([*self.input_blocks, self.middle_block]):
-            x = stage(x, emb, x.shape[2:], of_layer)
-            skips.append(x)
-            if index == self._first_expanded:
-                emb, of_layer = given.per_row(emb), given.expanded
-        skips.pop()  # the middle block's output is no skip connection
+        in_dtype, encoded, of_rows = x.dtype, self.encoded(x, timesteps, given), given.expanded
+        skips = encoded.outputs
+        x = skips.pop()
+        x = given.controlled(x, len(skips))
         for index, stage in enumerate(self.output_blocks):
             deep = x
-            skip = skips.pop() if len(skips) > self._first_expanded else given.per_row(skips.pop())
+            skip = skips.pop()
+            if len(skips) < encoded.shared:
+                skip = given.per_row(skip)
+            skip = given.controlled(skip, len(skips))
             # The last layer of a level upsamples to the size of the skip that comes next, which need not be twice.
             size = skips[-1].shape[2:] if skips else x.shape[2:]
             if given.freeu is not None:
                 x, skip = reweighed(x, skip, index // (self.config.num_res_blocks + 1), given.freeu)
-            x = stage(torch.cat([x, skip], dim=1), emb, size, of_layer)
-        return self._out(x, of_layer).to(in_dtype), deep
+            x = stage(torch.cat([x, skip], dim=1), encoded.emb, size, of_rows)
+        return self._out(x, of_rows).to(in_dtype), deep
 
     def outermost(self, x: Tensor, timesteps: Tensor, deep: Tensor, given: Given) -> Tensor:
         """`forward` by the outermost block alone, on deep features (R, channels[0], H, W) of an earlier step.
 
         Source: Ma, Fang & Wang 2023, "DeepCache: Accelerating Diffusion Models for Free", branch 0.
         """
-        emb = self._embedded(timesteps, given)
+        emb = self.embedded(timesteps, given)
         skip = given.per_row(self.input_blocks[0](x.to(self.dtype), emb, x.shape[2:], given))
         emb, of_rows = given.per_row(emb), given.expanded
+        skip = given.controlled(skip, 0)
         features = self.output_blocks[-1](torch.cat([deep, skip], dim=1), emb, x.shape[2:], of_rows)
         return self._out(features, of_rows).to(x.dtype)
 
-    def _embedded(self, timesteps: Tensor, given: Given) -> Tensor:  # (B,) -> (B, time_dim)
-        first, _, second = self.time_embed
-        emb = timestep_embedding(timesteps, self.config.channels[0]).to(self.dtype)
-        out: Tensor = second(F.silu(first(emb, given=given)), given=given)
-        return out
-
     def _out(self, x: Tensor, given: Given) -> Tensor:  # (R, channels[0], H, W) -> (R, out_channels, H, W)
         norm, silu, conv = self.out
-        out: Tensor = conv(silu(norm(x)), given=given)
+        out: Tensor = conv(silu(norm(x, given)), given=given)
         return out
 
 
-class UNetStep(nn.Module):
-    """A UNet that takes tensors alone, as compilation and graph capture need them."""
-
-    def __init__(self, unet: UNet) -> None:
-        super().__init__()
-        self.unet = unet
-        self._names = [module.attn2.name for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
-
-    def flatten(self, given: Given) -> list[Tensor]:
-        """Keys and values of each attention in turn, as `forward` takes them."""
-        return [each for name in self._names for each in given.keys_values[name]]
-
-    def forward(self, latents: Tensor, timesteps: Tensor, image_of_row: Tensor, *read: Tensor) -> Tensor:
-        """If there are as many inputs as prompts, row i is input i and `image_of_row` is ignored."""
-        out: Tensor = self.unet(latents, timesteps, self._given(latents, image_of_row, read))
-        return out
-
-    def _given(self, latents: Tensor, image_of_row: Tensor, read: tuple[Tensor, ...]) -> Given:
-        keys_values = dict(zip(self._names, zip(read[::2], read[1::2], strict=True), strict=True))
-        return Given(keys_values, image_of_row if len(read[0]) != len(latents) else None)
-
-
-class KeepingStep(UNetStep):
-    """`UNetStep` whose answer has the deep features as further channels."""
-
-    def forward(self, latents: Tensor, timesteps: Tensor, image_of_row: Tensor, *read: Tensor) -> Tensor:
-        output, deep = self.unet.whole(latents, timesteps, self._given(latents, image_of_row, read))
-        return torch.cat([output, deep.to(output.dtype)], dim=1)
-
-
-class OutermostStep(UNetStep):
-    """The outermost block alone; the deep features (R, channels[0], H, W) come before keys and values."""
-
-    def forward(self, latents: Tensor, timesteps: Tensor, image_of_row: Tensor, *read: Tensor) -> Tensor:
-        deep, *keys_values = read
-        given = self._given(latents, image_of_row, tuple(keys_values))
-        return self.unet.outermost(latents, timesteps, deep.to(self.unet.dtype), given)
+def _transformer(config: UNetConfig, level: int, width: int) -> list[nn.Module]:
+    attends = level in config.attention_levels
+    return [SpatialTransformer(width, config.context_dim, config.num_heads)] if attends else []

@@ -1,5 +1,6 @@
 """The autoencoder of Stable Diffusion v1.x (KL-f8), under the names of `first_stage_model.*`."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -27,6 +28,65 @@ class VAEConfig:
     channels: tuple[int, ...] = (128, 256, 512, 512)
     num_res_blocks: int = 2
     scale_factor: float = 0.18215
+
+
+class Autoencoder(nn.Module, ABC):
+    """Pictures in [-1, 1] (B, 3, H, W) <-> latents (B, 4, H / 8, W / 8), scaled so that their deviation is about 1."""
+
+    config: VAEConfig
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return running_dtype(self)
+
+    @property
+    def downscale(self) -> int:
+        """How many pixels of a picture's side one latent covers: 8 for v1."""
+        return 1 << (len(self.config.channels) - 1)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    @property
+    @abstractmethod
+    def encodes(self) -> bool:
+        """Whether it has an encoder; without one, `moments` must not be called."""
+
+    @abstractmethod
+    def moments(self, pixels: Tensor, *, tiling: bool = False) -> tuple[Tensor, Tensor]:  # (B, 3, H, W)
+        """Mean and log variance of the posterior, unscaled float32, each (B, z_channels, H / 8, W / 8).
+
+        With `tiling`, opposite borders of the pictures are neighbours; so they are in `decode`.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor, *, tiling: bool = False) -> Tensor:  # (B, z_channels, H / 8, W / 8)
+        """Float32 pictures (B, 3, H, W), about [-1, 1] and not clamped."""
+
+    def moments_tiled(self, pixels: Tensor, *, tiling: bool = False) -> tuple[Tensor, Tensor]:  # (1, 3, H, W)
+        """Nearly the same moments in less memory if a side has more than `TILE` latents: tile by tile."""
+        tile, overlap = TILE * self.downscale, OVERLAP * self.downscale
+
+        def encode(part: Tensor) -> Tensor:
+            return torch.cat(self.moments(part), dim=1)
+
+        border = _border(pixels, overlap, tiling=tiling)
+        moments = tiled(encode, wrapped(pixels, border), tile, overlap, Fraction(1, self.downscale))
+        rows, columns = (side // self.downscale for side in border)
+        mean, logvar = _cropped(moments, rows, columns).chunk(2, dim=1)
+        return mean, logvar
+
+    def sample(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:  # (B, z_channels, H / 8, W / 8)
+        """A sample of the posterior, drawn with normal noise, as scaled float32 latents."""
+        return (mean + torch.exp(0.5 * logvar) * noise) * self.config.scale_factor
+
+    def decode_tiled(self, latents: Tensor, *, tiling: bool = False) -> Tensor:  # (1, z_channels, H / 8, W / 8)
+        """Nearly the same in less memory if a side has more than `TILE` latents: tile by tile."""
+        border = _border(latents, OVERLAP, tiling=tiling)
+        pictures = tiled(self.decode, wrapped(latents, border), TILE, OVERLAP, Fraction(self.downscale))
+        rows, columns = (side * self.downscale for side in border)
+        return _cropped(pictures, rows, columns)
 
 
 class ResnetBlock(nn.Module):
@@ -168,8 +228,8 @@ class Decoder(nn.Module):
         return out
 
 
-class VAE(nn.Module):
-    """Pictures in [-1, 1] (B, 3, H, W) <-> latents (B, 4, H / 8, W / 8), scaled so that their deviation is about 1.
+class VAE(Autoencoder):
+    """v1's autoencoder.
 
     Source: Rombach et al. 2022, section 3.1; the layers and constants are those of CompVis' `AutoencoderKL`.
     """
@@ -185,53 +245,19 @@ class VAE(nn.Module):
         self._circular = Given(padding=circular_padding(self))
 
     @property
-    def dtype(self) -> torch.dtype:
-        return running_dtype(self)
-
-    @property
-    def downscale(self) -> int:
-        """How many pixels of a picture's side one latent covers: 8 for v1."""
-        return 1 << (len(self.config.channels) - 1)
+    def encodes(self) -> bool:
+        return True
 
     def moments(self, pixels: Tensor, *, tiling: bool = False) -> tuple[Tensor, Tensor]:  # (B, 3, H, W)
-        """Mean and log variance of the posterior, unscaled float32, each (B, z_channels, H / 8, W / 8).
-
-        With `tiling`, opposite borders of the pictures are neighbours; so they are in `decode`.
-        """
         given = self._circular if tiling else NOTHING
         moments = self.quant_conv(self.encoder(pixels.to(self.dtype), given)).float()
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
-    def moments_tiled(self, pixels: Tensor, *, tiling: bool = False) -> tuple[Tensor, Tensor]:  # (1, 3, H, W)
-        """Nearly the same moments in less memory if a side has more than `TILE` latents: tile by tile."""
-        tile, overlap = TILE * self.downscale, OVERLAP * self.downscale
-
-        def encode(part: Tensor) -> Tensor:
-            return torch.cat(self.moments(part), dim=1)
-
-        border = _border(pixels, overlap, tiling=tiling)
-        moments = tiled(encode, wrapped(pixels, border), tile, overlap, Fraction(1, self.downscale))
-        rows, columns = (side // self.downscale for side in border)
-        mean, logvar = _cropped(moments, rows, columns).chunk(2, dim=1)
-        return mean, logvar
-
-    def sample(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:  # (B, z_channels, H / 8, W / 8)
-        """A sample of the posterior, drawn with normal noise, as scaled float32 latents."""
-        return (mean + torch.exp(0.5 * logvar) * noise) * self.config.scale_factor
-
     def decode(self, latents: Tensor, *, tiling: bool = False) -> Tensor:  # (B, z_channels, H / 8, W / 8)
-        """Float32 pictures (B, 3, H, W), about [-1, 1] and not clamped."""
         z = (latents.float() / self.config.scale_factor).to(self.dtype)
         out: Tensor = self.decoder(self.post_quant_conv(z), self._circular if tiling else NOTHING)
         return out.float()
-
-    def decode_tiled(self, latents: Tensor, *, tiling: bool = False) -> Tensor:  # (1, z_channels, H / 8, W / 8)
-        """Nearly the same in less memory if a side has more than `TILE` latents: tile by tile."""
-        border = _border(latents, OVERLAP, tiling=tiling)
-        pictures = tiled(self.decode, wrapped(latents, border), TILE, OVERLAP, Fraction(self.downscale))
-        rows, columns = (side * self.downscale for side in border)
-        return _cropped(pictures, rows, columns)
 
 
 def _border(x: Tensor, overlap: int, *, tiling: bool) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from sd_core.sampling.schedule import v1_schedule
 
 RANDOM_SEEDS = 2**32
 MAX_LISTED = 10
+MAX_COMPARED = 100  # characters of a name that is compared with others
 STRENGTH, HIRES_STRENGTH = 0.8, 0.7
 
 # Pixels of all answers of a job whose masked part is put back into the image as it was sent.
@@ -32,9 +33,9 @@ R = TypeVar("R", bound=Request)
 
 
 def find_model(name: str | None, known: Collection[str]) -> str:
-    """The loaded model that is meant by `name`, as A1111 writes it too: `name.safetensors [hash]`; None is the first.
+    """The checkpoint that is meant by `name`, as A1111 writes it too: `name.safetensors [hash]`; None is the first.
 
-    Raises `InvalidRequest` with the nearest name, or with all of them if they are few.
+    Raises `InvalidRequest` that lists what there is, the nearest names first.
     """
     if name is None:
         return next(iter(known))
@@ -44,10 +45,11 @@ def find_model(name: str | None, known: Collection[str]) -> str:
             for candidate in known:
                 if same(candidate) == same(wanted):
                     return candidate
-    near = get_close_matches(name, known, n=1)
-    nearest = f"; did you mean {near[0]!r}?" if near else ""
-    listed = f"; loaded: {', '.join(known)}" if len(known) <= MAX_LISTED else ""
-    raise InvalidRequest(f"model: {shorten(name)} is not loaded here{nearest}{listed}")
+    near = get_close_matches(name[:MAX_COMPARED], known, n=MAX_LISTED)
+    hint = f"did you mean {near[0]!r}? There" if near else "there"
+    listed = list(dict.fromkeys([*near, *known]))
+    more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
+    raise InvalidRequest(f"model: {shorten(name)} is not here; {hint} are: {', '.join(listed[:MAX_LISTED])}{more}")
 
 
 def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: int) -> R:
@@ -71,6 +73,7 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
         "image": None,
         "mask": None,
         "outpaint": None if outpaint == Outpaint() else outpaint,
+        "loras": tuple(lora.completed for lora in values["loras"]),
         **_strengths(values, sampler),
     }
     request = make(into, {**values, **filled})

@@ -8,7 +8,18 @@ from torch import Tensor
 from sd_core.pipeline.conditioning import Conditioning, Rows
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
-from sd_core.work import PLAIN, Call, Context, Extras, Prediction, Sampling, UNetWork, answering
+from sd_core.work import (
+    PLAIN,
+    UNATTACHED,
+    Attachments,
+    Call,
+    Context,
+    Extras,
+    Prediction,
+    Sampling,
+    UNetWork,
+    answering,
+)
 
 Outputs = Tensor | tuple[Tensor, Tensor]
 """A forward's output (n, 4, h, w), and the deep features of its rows if they are kept."""
@@ -61,6 +72,7 @@ def guided(
     reads_uncond: bool = False,
     guiding: Guiding = UNCHANGED,
     steps: int = 1,
+    attached: Attachments = UNATTACHED,
 ) -> Generator[UNetWork, Outputs, Tensor]:
     """Run a sampler of `steps` steps, answering each of its calls by a prediction guided away from the negative prompt.
 
@@ -86,6 +98,7 @@ def guided(
             (0,) * len(rows.contexts),
             guiding.extras,
             rows.perturbed,
+            attached=attached,
         )
         output = yield from cache.run(work, call.step)
         joined, uncond = rows.joined(output, guiding.rescale)
@@ -155,9 +168,9 @@ class _DeepCache:
     def run(self, work: UNetWork, step: int) -> Generator[UNetWork, Outputs, Tensor]:
         """The output of a work: by the outermost block alone if the features of the last whole forward are its own.
 
-        They are not if the prompts of a row have changed.
+        They are not if the prompts of a row, or what is attached, have changed.
         """
-        rows = (*(context.key for context in work.contexts), work.perturbed)
+        rows = (*(context.key for context in work.contexts), work.perturbed, work.attached)
         if self._interval == 1:
             output = yield work
         elif self._deep is not None and rows == self._rows and step % self._interval:

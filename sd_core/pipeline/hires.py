@@ -1,7 +1,6 @@
 """From the latents of a first pass to those that a second pass, at a larger size, begins with."""
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -10,11 +9,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sd_core.pipeline.conditioning import Prompts
+from sd_core.models.rrdbnet import RRDBNet
 from sd_core.pipeline.images import PendingImage, Source
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.sizes import Enlargement, enlarged
-from sd_core.pipeline.upscale import Load, upscaled
+from sd_core.pipeline.upscale import upscaled
 from sd_core.request import Request
 from sd_core.sampling.noise import NoiseSource
 from sd_core.work import DecodeWork, EncodeWork, HostTask
@@ -35,21 +34,13 @@ FILTERS: Mapping[str, Image.Resampling] = MappingProxyType({"nearest": Image.Res
 """What pixels are resized with; all others by Lanczos, after an upscaler too."""
 
 
-@dataclass(frozen=True)
-class Second:
-    """What the second pass of one image is given: its prompts, noise of its own size, and its upscaler."""
-
-    prompts: Prompts
-    noise: NoiseSource
-    load_upscaler: Load | None = None
-
-
 def second_start(
-    request: Request, model: StableDiffusion, latents: Tensor, second: Second
+    request: Request, model: StableDiffusion, latents: Tensor, noise: NoiseSource, upscaler: RRDBNet | None
 ) -> Generator[Any, Any, Tensor]:
     """The clean latents (1, 4, h', w') that the second pass adds noise to, from those of the first (1, 4, h, w).
 
-    Latents are interpolated; or decoded, enlarged as pixels and encoded again, which draws the posterior's sample.
+    Latents are interpolated; or decoded, enlarged as pixels and encoded again, which draws the posterior's sample
+    from `noise`. A network may enlarge the pixels first.
     """
     assert request.hires is not None
     size = enlarged(*request.drawn_size, request.hires)
@@ -58,13 +49,12 @@ def second_start(
         return _interpolated(latents, size, model.networks.vae.downscale, *mode)
     pixels = yield DecodeWork(model.vae_key, latents, request.tiling)
     image = yield HostTask(PendingImage(pixels).wait)
-    if second.load_upscaler is not None:
-        network = yield HostTask(second.load_upscaler)
-        image = yield from upscaled(image, network, model.device)
+    if upscaler is not None:
+        image = yield from upscaled(image, upscaler, model.device)
     enlarge = partial(size.applied, image, FILTERS.get(request.hires.upscaler, Image.Resampling.LANCZOS))
     source = Source.of((yield HostTask(enlarge)), model.device)
     mean, logvar = yield EncodeWork(model.vae_key, source.key, source.pixels, request.tiling)
-    return model.networks.vae.sample(mean, logvar, second.noise.posterior())
+    return model.networks.vae.sample(mean, logvar, noise.posterior())
 
 
 def _interpolated(latents: Tensor, size: Enlargement, downscale: int, mode: str, antialias: bool) -> Tensor:

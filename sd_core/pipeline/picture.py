@@ -1,9 +1,10 @@
 """One image, from its prompts to its pixels, as a coroutine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from sd_core.pipeline.attached import Loaded, Loading
 from sd_core.pipeline.conditioning import Prompts, encoded
-from sd_core.pipeline.hires import Second, second_start
+from sd_core.pipeline.hires import second_start
 from sd_core.pipeline.images import PendingImage, Source
 from sd_core.pipeline.inpaint import Masked
 from sd_core.pipeline.model import StableDiffusion
@@ -18,33 +19,36 @@ from sd_core.work import DecodeWork, HostTask, Picture
 def picture(
     request: Request,
     model: StableDiffusion,
-    prompts: Prompts,
-    noise: NoiseSource,
+    loading: Loading,
+    read: Callable[[Loaded], Sequence[Prompts]],
+    noises: Sequence[NoiseSource],
     source: Source | None = None,
     on_step: OnStep | None = None,
-    second: Second | None = None,
 ) -> Picture:
     """Text-to-image, or image-to-image from `source`.
 
-    Draws from `noise` in this order: what `pipeline.start` draws (the VAE posterior's sample, the initial noise, the
-    kept part's sample), then the sampler's own draws. With `second`, the result goes through a hires pass, which draws
-    from its own noise alike.
+    `read` reads the prompts of each run, once for all images of a job. Draws from the first of `noises` in this order:
+    what `pipeline.start` draws (the VAE posterior's sample, the initial noise, the kept part's sample), then the
+    sampler's own draws. A hires pass draws from the second one alike.
     """
     runs, tiling = Run.all_of(request), request.tiling
-    conditioning = yield from encoded(prompts, model)
-    start = yield from begin(model, noise, source, tiling=tiling)
+    loaded = yield from loading.loaded()
+    prompts = read(loaded)
+    conditioning = yield from encoded(prompts[0], model)
+    start = yield from begin(model, noises[0], source, tiling=tiling)
+    attached = loaded.attached
     latents = yield from start.shown(
-        sample(runs[0], model, conditioning, start.latents, noise, on_step, start.wrap, start.noise)
+        sample(runs[0], model, conditioning, start.latents, noises[0], on_step, start.wrap, start.noise, attached)
     )
-    if second is not None:
-        conditioning = yield from encoded(second.prompts, model, conditioning)
-        latents = yield from second_start(request, model, latents, second)
+    for run, texts, noise in zip(runs[1:], prompts[1:], noises[1:], strict=True):
+        conditioning = yield from encoded(texts, model, conditioning)
+        latents = yield from second_start(request, model, latents, noise, loaded.upscaler)
         larger = None if source is None else source.larger
-        start = yield from begin_again(model, second.noise, larger, latents, tiling=tiling)
+        start = yield from begin_again(model, noise, larger, latents, tiling=tiling)
         if on_step is not None:
             on_step = after(len(runs[0].grid(model)) - 1, runs[0].calls(model), on_step)
         latents = yield from start.shown(
-            sample(runs[1], model, conditioning, start.latents, second.noise, on_step, start.wrap, start.noise)
+            sample(run, model, conditioning, start.latents, noise, on_step, start.wrap, start.noise, attached)
         )
     pixels = yield DecodeWork(model.vae_key, latents, tiling)
     return HostTask(PendingImage(pixels).wait)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
+from sd_core.pipeline.attached import NONE, Loaded, Needs
 from sd_core.pipeline.conditioning import Prompts
-from sd_core.pipeline.hires import Second
+from sd_core.pipeline.embeddings import hashes_of
 from sd_core.pipeline.images import Source
 from sd_core.pipeline.inpaint import masked
 from sd_core.pipeline.model import StableDiffusion
@@ -16,7 +17,6 @@ from sd_core.pipeline.picture import masked_picture, picture
 from sd_core.pipeline.prompts import read_prompts, reader_of
 from sd_core.pipeline.sample import Run
 from sd_core.pipeline.sizes import enlarged
-from sd_core.pipeline.upscale import Load
 from sd_core.pipeline.watch import OnStep
 from sd_core.request import Request
 from sd_core.sampling.noise import CPUNoise, Seeding
@@ -27,7 +27,10 @@ from sd_core.work import HostTask, Picture, TextWork
 
 @dataclass(frozen=True)
 class Prepared:
-    """The pictures of one job, not yet started, warnings for whoever reads the answer, and `Result.labels`."""
+    """The pictures of one job, not yet started, warnings for whoever reads the answer, and `Result.labels`.
+
+    Warnings and labels are complete when the pictures are: what a job's files and prompts say comes with the first.
+    """
 
     pictures: list[Picture]
     warnings: list[str]
@@ -38,51 +41,58 @@ def prepare(
     request: Request,
     model: StableDiffusion,
     on_step: Callable[[int], OnStep] | None = None,
-    load_upscaler: Load | None = None,
+    needs: Needs = NONE,
 ) -> Prepared:
-    """Read all prompts and make the coroutines; `on_step(index)` is called after each step of picture `index`.
+    """Make the coroutines; `on_step(index)` is called after each step of picture `index`.
 
-    `load_upscaler` is called on the host, if the request's hires pass needs it.
+    The first of them reads what the request `needs`, then all prompts, for all of them.
     """
-    reader = reader_of(model, request.prompt_syntax)
-    first, *later = _passes(request, model, reader)
+    sizes = [request.drawn_size]
+    if request.hires is not None:
+        sizes.append(enlarged(*request.drawn_size, request.hires).size)
+    runs = list(zip(Run.all_of(request), sizes, strict=True))
+    warnings, labels = list[str](), dict[str, str]()
+    loading = needs.loading()
+    prompts = cache(partial(_prompts, request, model, warnings, labels))
     draws = []
     for index, seed in enumerate(request.seeds):
-        noise, *more_noise = (each.noise(seed, seeding(request, index), model) for each in (first, *later))
-        second = Second(later[0].prompts, more_noise[0], load_upscaler) if later else None
+        noises = [_noise(run, size, seed, seeding(request, index), model) for run, size in runs]
         watch = on_step and on_step(index)
-        draws.append(partial(picture, request, model, first.prompts, noise, on_step=watch, second=second))
-    return Prepared(_pictures(request, model, draws), reader.warnings)
+        draws.append(partial(picture, request, model, loading, prompts, noises, on_step=watch))
+    return Prepared(_pictures(request, model, draws), warnings, labels)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What the images of a job have in common in one run: prompts and size (width, height) in pixels."""
-
-    run: Run
-    prompts: Prompts
-    size: tuple[int, int]
-
-    def noise(self, seed: int, meant: Seeding, model: StableDiffusion) -> CPUNoise:
-        vae, (width, height) = model.networks.vae, self.size
-        shape = (1, vae.config.z_channels, height // vae.downscale, width // vae.downscale)
-        return CPUNoise(seed, shape, model.device, meant, self.run.span(model))
+def _noise(run: Run, size: tuple[int, int], seed: int, meant: Seeding, model: StableDiffusion) -> CPUNoise:
+    """The noise of a run of this size (width, height) in pixels."""
+    vae, (width, height) = model.networks.vae, size
+    shape = (1, vae.config.z_channels, height // vae.downscale, width // vae.downscale)
+    return CPUNoise(seed, shape, model.device, meant, run.span(model))
 
 
-def _passes(request: Request, model: StableDiffusion, reader: Reader) -> list[_Pass]:
-    """The passes of a job: one, or two with hires, whose prompts are the job's own unless it has others."""
-    runs, hires, size = Run.all_of(request), request.hires, request.drawn_size
-    skip, negative = request.clip_skip, request.negative_prompt
-    prompts = read_prompts(reader, model, request.prompt, negative, runs[0], skip)
-    passes = [_Pass(runs[0], prompts, size)]
-    if hires is not None:
-        texts, names = [request.prompt, negative], ["prompt", "negative_prompt"]
-        for index, own in enumerate((hires.prompt, hires.negative_prompt)):
-            if own is not None:
-                texts[index], names[index] = own, f"hires.{names[index]}"
-        again = read_prompts(reader, model, texts[0], texts[1], runs[1], skip, runs[0], (names[0], names[1]))
-        passes.append(_Pass(runs[1], again, enlarged(*size, hires).size))
-    return passes
+def _prompts(
+    request: Request, model: StableDiffusion, warnings: list[str], labels: dict[str, str], loaded: Loaded
+) -> tuple[Prompts, ...]:
+    """The prompts of each run, read with what was loaded; adds to `warnings` and `labels`."""
+    vocabulary = loaded.vocabulary or model.vocabulary
+    reader = reader_of(model, request.prompt_syntax, vocabulary)
+    prompts = _read(request, model, reader)
+    warnings += reader.warnings
+    labels |= hashes_of(prompts, vocabulary)
+    return prompts
+
+
+def _read(request: Request, model: StableDiffusion, reader: Reader) -> tuple[Prompts, ...]:
+    """Those of the first run, and of the second one with hires: the job's own unless it has others."""
+    runs, hires = Run.all_of(request), request.hires
+    texts, names = [request.prompt, request.negative_prompt], ["prompt", "negative_prompt"]
+    first = read_prompts(reader, model, texts[0], texts[1], runs[0], request.clip_skip)
+    if hires is None:
+        return (first,)
+    for index, own in enumerate((hires.prompt, hires.negative_prompt)):
+        if own is not None:
+            texts[index], names[index] = own, f"hires.{names[index]}"
+    second = read_prompts(reader, model, texts[0], texts[1], runs[1], request.clip_skip, runs[0], (names[0], names[1]))
+    return first, second
 
 
 def seeding(request: Request, index: int) -> Seeding:

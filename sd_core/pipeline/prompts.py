@@ -8,14 +8,15 @@ from sd_core.sampling.registry import SOLVERS
 from sd_core.text.chunks import plain_chunks
 from sd_core.text.editing import Steps
 from sd_core.text.prompt import Reader
+from sd_core.text.vocabulary import Vocabulary
 
 MANY = 100
 """Steps in which a solver's calls are counted, so that one call more or less at an end makes no difference."""
 
 
-def reader_of(model: StableDiffusion, syntax: str) -> Reader:
-    """What reads all prompts of one job, those of a second pass too."""
-    return Reader(syntax, model.vocabulary, model.networks.text_encoder.config.max_length)
+def reader_of(model: StableDiffusion, syntax: str, vocabulary: Vocabulary | None = None) -> Reader:
+    """What reads all prompts of one job, those of a second pass too; by default with the model's own vocabulary."""
+    return Reader(syntax, vocabulary or model.vocabulary, model.networks.text_encoder.config.max_length)
 
 
 def read_prompts(

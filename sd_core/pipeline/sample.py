@@ -15,7 +15,7 @@ from sd_core.request import Request
 from sd_core.sampling.noise import Interval, NoiseSource
 from sd_core.sampling.registry import OPTIONS, SOLVERS
 from sd_core.sampling.schedule import NoiseSchedule, Sigmas, tail
-from sd_core.work import Sampling
+from sd_core.work import UNATTACHED, Attachments, Sampling
 
 MAX_STRENGTH = 0.999
 """With `is_exact`, where all steps of a grid are needed, more counts as this (A1111)."""
@@ -124,6 +124,7 @@ def sample(
     on_step: OnStep | None = None,
     wrap: Wrap = unchanged,
     initial: Tensor | None = None,
+    attached: Attachments = UNATTACHED,
 ) -> Generator[Any, Any, Tensor]:
     """Run the sampler from `latents` (1, 4, h, w), clean ones to add noise to; None: from pure noise.
 
@@ -144,6 +145,7 @@ def sample(
         reads_uncond=solver.reads_uncond,
         guiding=run.guiding,
         steps=len(sigmas) - 1,
+        attached=attached,
     )
     ahead = noise.ahead(solver.intervals(sigmas))
     return picture if ahead is None else supplied(picture, ahead)

@@ -16,6 +16,19 @@ class UnfitEmbedding(ValueError):
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """An embedding file that cannot be used: an error, with this reason, of the prompt that names it."""
+
+    names: tuple[str, ...]
+    reason: str
+    nbytes: int = 0
+
+
+Named = Embedding | Unusable
+"""What a word of a prompt may mean beside its text."""
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """A tokenizer and the embeddings that prompts may name.
 
@@ -26,23 +39,28 @@ class Vocabulary:
     tokenizer: CLIPTokenizer
     width: int | None = None
     most: int | None = None
-    embeddings: Mapping[str, Embedding] = field(default_factory=dict)  # by each of their names, in lower case
-    _by_first_id: Mapping[int, list[tuple[tuple[int, ...], Embedding]]] = field(default_factory=dict, repr=False)
+    embeddings: Mapping[str, Named] = field(default_factory=dict)  # by each of their names, in lower case
+    _by_first_id: Mapping[int, list[tuple[tuple[int, ...], Named]]] = field(default_factory=dict, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Nothing of weight: the embeddings belong to whoever read them."""
+        return 0
 
     @classmethod
     def of(
         cls,
         tokenizer: CLIPTokenizer,
-        embeddings: Iterable[Embedding] = (),
+        embeddings: Iterable[Named] = (),
         width: int | None = None,
         most: int | None = None,
     ) -> "Vocabulary":
         """The first of several embeddings keeps a name that they share."""
-        named: dict[str, Embedding] = {}
+        named: dict[str, Named] = {}
         for embedding in embeddings:
             for name in embedding.names:
                 named.setdefault(name.casefold(), embedding)
-        by_first_id: dict[int, list[tuple[tuple[int, ...], Embedding]]] = {}
+        by_first_id: dict[int, list[tuple[tuple[int, ...], Named]]] = {}
         for name, embedding in named.items():
             if ids := tuple(token for token, _ in tokenizer.split(name)):
                 by_first_id.setdefault(ids[0], []).append((ids, embedding))
@@ -80,7 +98,9 @@ class Vocabulary:
                 return len(name), self._tokens(embedding)
         return 1, (ids[position],)
 
-    def _tokens(self, embedding: Embedding) -> tuple[Token, ...]:
+    def _tokens(self, embedding: Named) -> tuple[Token, ...]:
+        if isinstance(embedding, Unusable):
+            raise UnfitEmbedding(f"the embedding {shorten(embedding.names[0])} cannot be used: {embedding.reason}")
         count, width = embedding.vectors.shape
         name = shorten(embedding.names[0])
         if self.width is not None and width != self.width:

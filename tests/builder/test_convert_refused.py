@@ -104,7 +104,7 @@ def test_missing_averages_are_named(save: Save, published: State, state: State, 
 
 def test_a_file_without_a_vae_is_refused_as_vae(source: Path, destination: Path, tmp_path: Path, state: State) -> None:
     cases: list[tuple[State, str]] = [
-        ({"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "a VAE in diffusers' layout"),
+        ({"vision_model.encoder.layers.0.mlp.fc1.bias": torch.zeros(1)}, "it is a CLIP image encoder"),
         ({n: t for n, t in state.items() if not n.startswith(VAE_PREFIX)}, "it holds no VAE"),
     ]
     for tensors, message in cases:

@@ -23,7 +23,8 @@ from sd_core.engine.aot import (
     name_of,
 )
 from sd_core.engine.graphs import Bucket
-from sd_core.models.unet import UNet, UNetConfig, UNetStep
+from sd_core.models.unet import UNet, UNetConfig
+from sd_core.models.unet_step import UNetStep
 
 CONFIG = UNetConfig(channels=(32,), num_res_blocks=1, attention_levels=(0,), context_dim=32)
 BUCKET = Bucket(1, 2, 8, 8, 77)

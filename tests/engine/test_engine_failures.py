@@ -101,8 +101,8 @@ def test_if_the_device_is_lost_every_job_fails(
         raise LookupError("the device is lost")
 
     where, what = {"preparing": (Memory, "usable"), "running": (UNet, "forward")}[when]
-    monkeypatch.setattr(where, what, fail)
     engine = Engine([tiny_model], max_batch=4)
+    monkeypatch.setattr(where, what, fail)
     with pytest.raises(ZeroDivisionError):
         engine.submit(SMALL_REQUEST).result(60)
     monkeypatch.setattr(Runner, "require_device", lost)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sd_core.engine.graphs import BUCKETS, MAX_GRAPHS, Bucket, CUDACapture, GraphedUNet, Replay
 from sd_core.models.given import Given
-from sd_core.models.unet import UNet, UNetConfig, UNetStep
+from sd_core.models.unet import UNet, UNetConfig
+from sd_core.models.unet_step import UNetStep
 
 CONFIG = UNetConfig(channels=(32, 64), num_res_blocks=1, attention_levels=(0,), context_dim=32)
 
@@ -131,7 +132,7 @@ def test_adapters_and_padding_run_without_a_graph(unet: UNet) -> None:
     graphed = GraphedUNet(unet, {}, capture)
     latents, timesteps, context, rows = forward([2])
     plain = unet.given(context, rows)
-    adapted = replace(plain, adapters={"out.2": lambda _x, out: out + 1})
+    adapted = replace(plain, adapters={"out.2": lambda _x, out, _padding: out + 1})
     for _ in range(3):
         torch.testing.assert_close(graphed(latents, timesteps, adapted), unet(latents, timesteps, plain) + 1)
     assert capture.captured == 0

@@ -47,7 +47,7 @@ def test_memory_for_weights_still_to_be_packed_is_not_usable(monkeypatch: pytest
     if not bytes_to_pack(network):
         pytest.skip("this processor has no packed layout")
     assert bytes_to_pack(network) == 600
-    waiting = Memory(CPU, (network,))
+    waiting = Memory(CPU, lambda: (network,))
     assert waiting.usable() == 320
     monkeypatch.setattr(memory, "MIN_CHECKED", 0)
     with pytest.raises(MemoryError, match="are needed"):

@@ -141,7 +141,6 @@ FOREIGN: dict[str, tuple[Shapes, str]] = {
     "diffusers VAE": ({"encoder.down_blocks.0.resnets.0.conv1.weight": (1, 1, 3, 3)}, "VAE in diffusers"),
     "VAE": ({"encoder.conv_in.weight": (128, 3, 3, 3)}, "a VAE alone"),
     "prefixed VAE": ({"first_stage_model.quant_conv.weight": (8, 8, 1, 1)}, "a VAE alone"),
-    "bare UNet": ({"input_blocks.0.0.weight": (320, 4, 3, 3)}, "a UNet alone"),
     "text encoder": ({"text_model.embeddings.token_embedding.weight": (49408, 768)}, "a text encoder alone"),
     "classifier": ({f"layer{n}.weight": (9, 9) for n in range(9)}, r"not recognized.*layer0\.weight.*and 6 more"),
     "nothing": ({}, "without tensors"),
@@ -227,9 +226,9 @@ def test_a_vae_without_levels_is_named(tiny: Architecture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "message"), [(9, None), (8, "is not supported"), (5, "is not supported"), (4, None)]
+    ("channels", "message"), [(9, None), (8, None), (7, "is not supported"), (5, "is not supported"), (4, None)]
 )
-def test_only_unets_of_plain_latents_and_inpainting_ones_are_supported(channels: int, message: str | None) -> None:
+def test_only_unets_that_generate_inpaint_or_edit_are_supported(channels: int, message: str | None) -> None:
     architecture = Architecture(CLIPConfig(), UNetConfig(in_channels=channels), VAEConfig())
     if message is None:
         require_drawable(architecture)

@@ -91,13 +91,14 @@ def test_an_adapter_equals_the_merged_weight(name: str) -> None:
     delta = 0.1 * torch.randn_like(plain.weight)
     add = None if isinstance(plain, GatedLinear) else torch.randn_like(plain(x))
 
-    def adapter(x: Tensor, out: Tensor) -> Tensor:
+    def adapter(x: Tensor, out: Tensor, padding: tuple[int, int]) -> Tensor:
         if isinstance(plain, Conv2d):
-            return out + F.conv2d(x, delta, None, plain.stride, plain.padding)
-        return out + x @ delta.T
+            return out.add_(F.conv2d(x, delta, None, plain.stride, padding))
+        return out.add_(x @ delta.T)
 
     given = Given(adapters={"0": adapter})
     before = variant(x) if add is None else variant(x, add)
+    kept = [each.clone() for each in (x, add) if each is not None]
     adapted = variant(x, given=given) if add is None else variant(x, add, given=given)
     merged = LAYERS[name]().requires_grad_(False)
     merged.weight.copy_(plain.weight + delta)
@@ -105,6 +106,7 @@ def test_an_adapter_equals_the_merged_weight(name: str) -> None:
         merged.bias.copy_(plain.bias)
     close(adapted, merged(x) if add is None else merged(x, add))
     assert torch.equal(variant(x) if add is None else variant(x, add), before)
+    assert all(map(torch.equal, (each for each in (x, add) if each is not None), kept))
 
 
 @pytest.mark.usefixtures("_processor")

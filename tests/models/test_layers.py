@@ -1,4 +1,7 @@
+import copy
 import math
+from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 import torch
@@ -6,10 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_core.models.given import Given
-from sd_core.models.layers import Conv2d, GatedLinear, Linear, name_layers, pads, timestep_embedding
+from sd_core.models.layers import (
+    Conv2d,
+    GatedLinear,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    name_layers,
+    pads,
+    timestep_embedding,
+)
+
+L = TypeVar("L", bound=nn.Module)
 
 
-def named(layer: Linear | GatedLinear | Conv2d) -> Linear | GatedLinear | Conv2d:
+def named(layer: L) -> L:
     """The layer as a network named `layer` would hold it."""
     name_layers(nn.ModuleDict({"layer": layer}))
     return layer
@@ -17,7 +31,7 @@ def named(layer: Linear | GatedLinear | Conv2d) -> Linear | GatedLinear | Conv2d
 
 def low_rank(down: Tensor, up: Tensor) -> Given:
     """An adapter of the linear layer `layer`: up (out, rank) times down (rank, in)."""
-    return Given(adapters={"layer": lambda x, out: out + x @ down.T @ up.T})
+    return Given(adapters={"layer": lambda x, out, _padding: out + x @ down.T @ up.T})
 
 
 def test_layers_are_named_as_their_network_spells_them() -> None:
@@ -27,14 +41,30 @@ def test_layers_are_named_as_their_network_spells_them() -> None:
     assert (proj.name, conv.name, gated.name) == ("0.proj", "0.conv", "1")
 
 
-def test_an_adapter_is_added_to_the_output_before_the_sum() -> None:
+def test_an_adapter_is_added_to_the_output_and_leaves_the_sum_as_it_is() -> None:
     layer, x, add = named(Linear(6, 4)), torch.randn(2, 3, 6), torch.randn(2, 3, 4)
-    doubled = Given(adapters={"layer": lambda _x, out: 2 * out})
-    torch.testing.assert_close(layer(x, add, given=doubled), 2 * layer(x) + add)
+    kept = add.clone()
+    increased = Given(adapters={"layer": lambda _x, out, _padding: out.add_(1)})
+    torch.testing.assert_close(layer(x, add, given=increased), layer(x) + add + 1)
+    assert torch.equal(add, kept)
+
+
+@pytest.mark.parametrize("layer", [GroupNorm(32, 64), LayerNorm(64)], ids=["group", "layer"])
+def test_an_adapter_of_a_norm_gets_what_is_normalized(layer: GroupNorm | LayerNorm) -> None:
+    named(layer)
+    layer.weight.data.normal_()
+    layer.bias.data.normal_()
+    x = torch.randn(2, 64, 4, 4) if isinstance(layer, GroupNorm) else torch.randn(2, 5, 64)
+    weight, bias = (each[:, None, None] if x.dim() == 4 else each for each in torch.randn(2, 64))
+    given = Given(adapters={"layer": lambda x, out, _padding: out + x * weight + bias})
+    merged = copy.deepcopy(layer)
+    merged.weight.data += weight.flatten()
+    merged.bias.data += bias.flatten()
+    torch.testing.assert_close(layer(x, given), merged(x))
 
 
 def test_an_adapter_of_another_layer_does_nothing() -> None:
-    given = Given(adapters={"other": lambda _x, out: 2 * out}, padding={"other": "circular"})
+    given = Given(adapters={"other": lambda _x, out, _padding: 2 * out}, padding={"other": "circular"})
     for layer, x in (
         (named(Linear(6, 4)), torch.randn(3, 6)),
         (named(GatedLinear(6, 4)), torch.randn(3, 6)),
@@ -50,16 +80,18 @@ def test_an_adapter_of_a_gated_layer_acts_before_the_gate() -> None:
     torch.testing.assert_close(layer(x, given=low_rank(down, up)), values * F.gelu(gates))
 
 
-def test_an_adapter_of_a_convolution_gets_its_input_without_padding() -> None:
-    layer, x = named(Conv2d(3, 2, 3, padding=1)), torch.randn(1, 3, 4, 5)
-    seen = []
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_an_adapter_of_a_convolution_pads_as_the_layer_does(mode: str) -> None:
+    layer, x, delta = named(Conv2d(3, 2, 3, padding=1)), torch.randn(1, 3, 4, 5), torch.randn(2, 3, 3, 3)
 
-    def adapter(source: Tensor, out: Tensor) -> Tensor:
-        seen.append(source)
-        return out
+    def adapter(x: Tensor, out: Tensor, padding: tuple[int, int]) -> Tensor:
+        return out + F.conv2d(x, delta, padding=padding)
 
-    layer(x, given=Given(adapters={"layer": adapter}, padding={"layer": "circular"}))
-    assert seen[0] is x
+    padded = Given(padding={"layer": mode})
+    merged = copy.deepcopy(layer)
+    merged.weight.data += delta
+    adapted = layer(x, given=replace(padded, adapters={"layer": adapter}))
+    torch.testing.assert_close(adapted, merged(x, given=padded))
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, (1, 2)), (1, 0)])

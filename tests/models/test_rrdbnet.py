@@ -44,4 +44,4 @@ def test_the_network_is_its_formulas() -> None:
 def test_memory_is_counted_by_pixels() -> None:
     network = RRDBNet(SMALL)
     assert network.bytes_for(4000) > 1.9 * network.bytes_for(2000) > 0
-    assert network.weight_bytes == sum(4 * each.numel() for each in network.parameters())
+    assert network.nbytes == sum(4 * each.numel() for each in network.parameters())

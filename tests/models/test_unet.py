@@ -10,6 +10,8 @@ from tests.support.random_weights import TINY
 
 CONTEXT = TINY.unet.context_dim
 
+ADAPTED = torch.nn.Linear | torch.nn.Conv2d | torch.nn.GroupNorm | torch.nn.LayerNorm
+
 
 def predict(unet: UNet, latents: Tensor, timesteps: Tensor, states: Tensor, rows: Tensor | None = None) -> Tensor:
     output: Tensor = unet(latents, timesteps, unet.given(states, rows))
@@ -112,10 +114,10 @@ def test_every_layer_finds_its_adapter_by_its_name(unet: UNet) -> None:
     plain = unet.given(states)
     seen: list[str] = []
     for name, layer in unet.named_modules():
-        if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+        if not isinstance(layer, ADAPTED):
             continue
 
-        def note(_x: Tensor, out: Tensor, name: str = name) -> Tensor:
+        def note(_x: Tensor, out: Tensor, _padding: tuple[int, int], name: str = name) -> Tensor:
             seen.append(name)
             return out
 
@@ -133,13 +135,13 @@ def test_layers_get_the_adapters_of_inputs_until_there_is_one_entry_per_row(unet
     counts: dict[str, list[int]] = {"input": [], "row": []}
 
     def counting(name: str) -> Adapter:
-        def count(x: Tensor, out: Tensor) -> Tensor:
+        def count(x: Tensor, out: Tensor, _padding: tuple[int, int]) -> Tensor:
             counts[name].append(len(x))
             return out
 
         return count
 
-    layers = [name for name, layer in unet.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+    layers = [name for name, layer in unet.named_modules() if isinstance(layer, ADAPTED)]
     of_inputs, of_rows = (dict.fromkeys(layers, counting(name)) for name in counts)
     given = replace(unet.given(states, torch.tensor([0, 1, 1])), adapters=of_inputs, row_adapters=of_rows)
     for identity in ({}, {unet.middle_attention: torch.tensor([2])}):

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import numpy as np
@@ -230,12 +231,12 @@ def test_a_model_is_found_by_the_ways_of_writing_its_name(name: str | None, expe
 
 @pytest.mark.parametrize("name", ["frist", "../first", "/first", "first/", "first\0", "x" * 256, "[]"])
 def test_an_unknown_model_is_refused_with_what_is_loaded(name: str) -> None:
-    with pytest.raises(InvalidRequest, match="is not loaded here") as caught:
+    with pytest.raises(InvalidRequest, match="is not here") as caught:
         find_model(name, KNOWN)
-    assert "loaded: first, Second" in str(caught.value)
+    assert re.search(r"[Tt]here are: first, Second, second, v1.5, a \[b\]$", str(caught.value))
     with pytest.raises(InvalidRequest) as caught:
         find_model(name, [f"model-{index}" for index in range(1000)])
-    assert len(str(caught.value)) < 200
+    assert "model-998" not in str(caught.value) and str(caught.value).endswith(" and 990 more")
 
 
 def test_an_image_leaves_room_for_its_second_pass() -> None:

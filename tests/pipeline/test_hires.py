@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sd_core.catalogue import Catalogue, Kind
 from sd_core.engine.engine import Engine
-from sd_core.errors import InvalidRequest, ModelError
+from sd_core.errors import InvalidRequest
 from sd_core.formats.upscaler import load_upscaler
+from sd_core.library import Library
 from sd_core.nested import UPSCALERS, FreeU, Hires
 from sd_core.pipeline.hires import LATENT_MODES
 from sd_core.pipeline.model import StableDiffusion
@@ -35,15 +37,16 @@ def asking(**hires: Any) -> Request:
 
 
 @pytest.fixture(scope="module")
-def upscalers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    path = tmp_path_factory.mktemp("upscalers") / "x4.pth"
-    write_upscaler(path)
-    return {"4x-Sharp": path, "broken": path.with_name("missing.pth")}
+def upscalers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("upscalers")
+    write_upscaler(folder / "4x-Sharp.pth")
+    (folder / "broken.pth").write_bytes(b"no network")
+    return folder
 
 
 @pytest.fixture
-def engine(tiny_model: StableDiffusion, upscalers: dict[str, Path]) -> Iterator[Engine]:
-    engine = Engine([tiny_model], max_batch=4, upscalers=upscalers)
+def engine(tiny_model: StableDiffusion, upscalers: Path) -> Iterator[Engine]:
+    engine = Engine([tiny_model], max_batch=4, library=Library(Catalogue({Kind.UPSCALER: (upscalers,)})))
     yield engine
     engine.close()
 
@@ -177,10 +180,10 @@ def test_sizes_of_another_aspect_are_covered_and_cut(tiny_model: StableDiffusion
 
 
 def test_an_upscaler_from_a_file_is_followed_by_lanczos(
-    engine: Engine, upscalers: dict[str, Path], tiny_model: StableDiffusion
+    engine: Engine, upscalers: Path, tiny_model: StableDiffusion
 ) -> None:
     first = image_of(engine, REQUEST)
-    larger = upscaled_by(upscalers["4x-Sharp"], first)
+    larger = upscaled_by(upscalers / "4x-Sharp.pth", first)
     assert larger.shape == (256, 256, 3)
     resized = np.array(Image.fromarray(larger).resize((128, 128), Image.Resampling.LANCZOS))
     redrawn = replace(REQUEST, image=resized, width=128, height=128, strength=0.6, strength_steps="exact")
@@ -206,7 +209,7 @@ def test_an_unknown_upscaler_is_answered_with_what_is_there(engine: Engine) -> N
 
 def test_a_file_that_cannot_be_loaded_fails_its_job_alone(engine: Engine) -> None:
     failing, fine = engine.submit(asking(upscaler="broken")), engine.submit(REQUEST)
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(InvalidRequest, match=r"the upscaler 'broken\.pth' cannot be used"):
         failing.result()
     assert fine.result().images
 

@@ -53,6 +53,8 @@ _GAINS = (
     (r"\.1\.proj_in|attn[12]\.to_out|ff\.net\.2", FAINT),
     (r"attn[12]\.to_[qk]|attn_1\.[qk]\.", 1.5),  # so that attention is not nearly uniform
     (r"time_embed", 1.5),
+    (r"input_hint_block\.14", FAINT),
+    (r"input_hint_block", 1.7),  # as below
     (r"diffusion_model\.out\.2", 1.7),  # behind a SiLU, whose output is smaller than its input
     (r"coder\.conv_in|\.conv1\.|\.conv2\.|attn_1\.proj_out", FAINT),
     (r"post_quant_conv", VAEConfig.scale_factor),  # its input are unscaled latents, its output has unit size

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_controlnet_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+)
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sd_core.formats.detect import Architecture
 from sd_core.formats.keys import TEXT_PREFIX
 from sd_core.models.clip import CLIPConfig
+from sd_core.models.controlnet import ControlNetConfig
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
 
@@ -42,6 +47,30 @@ def reference_unet(state_dict: Mapping[str, Tensor], config: UNetConfig) -> UNet
     converted = convert_ldm_unet_checkpoint(dict(state_dict), dict(unet.config))
     unet.load_state_dict(converted, assign=True)
     return unet.requires_grad_(False).eval()
+
+
+def reference_controlnet(state_dict: Mapping[str, Tensor], config: ControlNetConfig, **options: Any) -> ControlNetModel:
+    """diffusers' ControlNet; its parameters are the given tensors themselves."""
+    unet = config.unet
+    down = tuple(
+        "CrossAttnDownBlock2D" if level in unet.attention_levels else "DownBlock2D"
+        for level in range(len(unet.channels))
+    )
+    with torch.device("meta"):
+        controlnet = ControlNetModel(
+            in_channels=unet.in_channels,
+            conditioning_channels=config.hint_channels,
+            block_out_channels=unet.channels,
+            layers_per_block=unet.num_res_blocks,
+            down_block_types=down,
+            cross_attention_dim=unet.context_dim,
+            attention_head_dim=unet.num_heads,
+            conditioning_embedding_out_channels=config.hint_widths[::2],
+            **options,
+        )
+    converted = convert_controlnet_checkpoint(dict(state_dict), dict(controlnet.config))
+    controlnet.load_state_dict(converted, assign=True)
+    return controlnet.requires_grad_(False).eval()
 
 
 def reference_vae(state_dict: Mapping[str, Tensor], config: VAEConfig) -> AutoencoderKL:

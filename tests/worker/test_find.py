@@ -91,14 +91,25 @@ def test_the_usual_checkpoint_comes_before_others(tmp_path: Path) -> None:
     assert found(read(tmp_path, SD_WEIGHTS=str(beside_another_kind))).stem == "v1-5-pruned-emaonly"
 
 
-def test_several_checkpoints_without_a_choice_are_refused(tmp_path: Path) -> None:
+def test_of_several_checkpoints_without_a_choice_the_first_is_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     directory = fill(tmp_path / "w", "b.safetensors", "a.safetensors", ".hidden.safetensors")
-    message = refusal(read(tmp_path, SD_WEIGHTS=str(directory)))
-    assert "holds 2 checkpoints" in message
-    assert "  a.safetensors\n  b.safetensors" in message
-    assert "export SD_CHECKPOINT=a.safetensors" in message
-    both_kinds = fill(tmp_path / "v", "mine.ckpt", "vae.safetensors")
-    assert "  vae.safetensors\n  mine.ckpt" in refusal(read(tmp_path, SD_WEIGHTS=str(both_kinds)))
+    assert found(read(tmp_path, SD_WEIGHTS=str(directory))).name == "a.safetensors"
+    assert "holds 2 checkpoints" in caplog.text and "the default is a.safetensors" in caplog.text
+    assert "export SD_CHECKPOINT=b.safetensors" in caplog.text
+    both_endings = fill(tmp_path / "v", "mine.ckpt", "vae.safetensors")
+    assert found(read(tmp_path, SD_WEIGHTS=str(both_endings))).name == "vae.safetensors"
+    caplog.clear()
+    alone = fill(tmp_path / "u", "mine.ckpt", "mine.safetensors")
+    assert found(read(tmp_path, SD_WEIGHTS=str(alone))).name == "mine.safetensors" and not caplog.text
+
+
+def test_a_checkpoint_without_a_tokenizer_has_the_first_ones(tmp_path: Path, volume: Path) -> None:
+    fill(volume / "weights", "a.safetensors", tokenizer=False)
+    own = fill(tmp_path / "workspace" / "weights", "d.safetensors")
+    assert [file.tokenizer for file in find(read(tmp_path, SD_CHECKPOINT="d:a"))] == [own, own]
+    assert "must lie beside" in refusal(read(tmp_path, SD_CHECKPOINT="a:d"))
 
 
 def test_several_checkpoints_may_be_named_the_default_first(tmp_path: Path, volume: Path) -> None:

@@ -169,9 +169,10 @@ def test_compiled_forwards_are_loaded_for_the_gpu_that_they_were_made_for(
 
     monkeypatch.setattr(aot, "load_packages", load)
     monkeypatch.setattr(aot, "device_name", lambda _device: "sm90")
+    tiny_model = replace(tiny_model, file=replace(tiny_model.file, path=tmp_path / "tiny.safetensors"))
     on_gpu = replace(tiny_model, info=replace(tiny_model.info, device="cuda"))
-    assert compiled_forwards(on_gpu, tmp_path) == {} and not asked, "nothing was compiled"
+    assert compiled_forwards(on_gpu) == {} and not asked, "nothing was compiled"
     (tmp_path / "compiled").mkdir()
-    assert compiled_forwards(tiny_model, tmp_path) == {} and not asked, "a CPU has no use for them"
-    assert len(compiled_forwards(on_gpu, tmp_path)) == 1
+    assert compiled_forwards(tiny_model) == {} and not asked, "a CPU has no use for them"
+    assert len(compiled_forwards(on_gpu)) == 1
     assert [folder.name.startswith("sm90-torch") for folder in asked] == [True]

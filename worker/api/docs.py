@@ -38,14 +38,25 @@ def _rows(record: Record, prefix: str = "") -> Iterator[str]:
     for field in record:
         cells = [
             f"`{prefix}{field.name}`",
-            ", ".join(f"`{alias}`" for alias in field.aliases),
-            "object" if field.record is not None else TYPES[field.type],
+            ", ".join([*(f"`{alias}`" for alias in field.aliases), *_flat(field)]),
+            _type(field),
             _default(field),
             "; ".join(part for part in (_limits(field), field.meaning) if part),
         ]
         yield "| " + " | ".join(cells).replace("|  |", "| |").replace("|  |", "| |") + " |"
         if field.record is not None:
-            yield from _rows(field.record, f"{prefix}{field.name}.")
+            yield from _rows(field.record, f"{prefix}{field.name}[]." if field.is_list else f"{prefix}{field.name}.")
+
+
+def _type(field: Field) -> str:
+    if field.is_list:
+        return "list of objects"
+    return "object" if field.record is not None else TYPES[field.type]
+
+
+def _flat(field: Field) -> list[str]:
+    """One text for the names that may stand for a list of one item."""
+    return [" with ".join(f"`{name}`" for name in field.flat)] if field.flat else []
 
 
 def _default(field: Field) -> str:
@@ -61,6 +72,8 @@ def _default(field: Field) -> str:
 def _limits(field: Field) -> str:
     if field.choices:
         return ", ".join(_code(choice) for choice in field.choices)
+    if field.max_items is not None:
+        return f"at most {field.max_items}"
     if field.max_length is not None:
         least = "up to " if not field.min_length else f"{field.min_length}.."
         return f"{least}{field.max_length:,} characters"

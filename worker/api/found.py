@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sd_core.checks import Unfit, check_value, shorten
+from sd_core.checks import Unfit, check_field, check_value, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Field, Record
 from sd_core.sampling.registry import SOLVERS, resolve
@@ -51,10 +51,27 @@ def usable(record: Record, values: Mapping[str, Any], written: Mapping[str, str]
 
 
 def _taken(field: Field, value: Any, written: Mapping[str, str], prefix: str) -> tuple[Any, tuple[str, ...]]:
+    if field.is_list:
+        return _items(field, value, prefix.removesuffix("."))
     if field.record is not None and isinstance(value, Mapping):
         inner = usable(field.record, value, written, prefix)
         return inner.values, inner.warnings
     return check_value(field, value), ()
+
+
+def _items(field: Field, value: Any, name: str) -> tuple[Any, tuple[str, ...]]:
+    """The items that are as a job could have them, as they are, and a warning for each other one."""
+    if not isinstance(value, list) or (field.max_items is not None and len(value) > field.max_items):
+        raise Unfit(f"it is not a list of at most {field.max_items} objects")
+    good, warnings = [], []
+    for index, item in enumerate(value):
+        problems, _ = check_field(field, [item], name)
+        if problems:
+            own = problems[0].replace(f"{name}[0]", f"{name}[{index}]", 1)
+            warnings.append(f"{PREFIX}: an entry was ignored: {own}")
+        else:
+            good.append(item)
+    return good, tuple(warnings)
 
 
 def resolved_sampler(values: Mapping[str, Any]) -> Found:

@@ -6,7 +6,7 @@ gives the same image. A field without a label is held that way too.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -66,13 +66,21 @@ def labelled(record: Record, *holders: Any) -> Iterator[tuple[str, str]]:
             text = _text(field, value) if field.to_text is None else field.to_text(holder)
             if text is not None:
                 yield field.label, text
-        if field.record is not None:
+        if field.record is not None and not field.is_list:
             yield from labelled(field.record, value)
 
 
-def as_json(value: Any) -> Any:
-    """A field's value as JSON; a nested record is an object."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+def as_json(field: Field, value: Any) -> Any:
+    """A field's value as JSON; a nested record is an object of those of its fields that are shown."""
+    if field.record is None or value is None:
+        return value
+    if field.is_list:
+        return [_as_object(field.record, item) for item in value]
+    return _as_object(field.record, value)
+
+
+def _as_object(record: Record, value: Any) -> dict[str, Any]:
+    return {field.name: as_json(field, getattr(value, field.name)) for field in record if field.shown}
 
 
 def _joined(request: Any, pairs: list[tuple[str, str]]) -> str:
@@ -87,12 +95,12 @@ def _not_held(text: str, request: Request, record: Record) -> dict[str, Any]:
     wanted = {**vars(request), "scale": request.guidance_scale}
     read = {} if (again := _again(text, request, record)) is None else vars(again)
     return {
-        field.name: as_json(wanted[field.name])
+        field.name: as_json(field, wanted[field.name])
         for field in core
         if field.shown
         and field.name not in NOT_OF_ONE_IMAGE
         and acts(field.acts_with, wanted)
-        and read.get(field.name) != wanted[field.name]
+        and (field.name not in read or as_json(field, read[field.name]) != as_json(field, wanted[field.name]))
     }
 
 

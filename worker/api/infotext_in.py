@@ -149,6 +149,9 @@ def _paths(record: Record, pairs: Mapping[str, str]) -> dict[str, Path]:
 
 
 def _nested(field: Field) -> Iterator[tuple[str, Path]]:
+    """The labels of a nested record; those of a list's items have no place of their own."""
+    if field.is_list:
+        return
     for inner in field.record or ():
         if inner.label:
             yield _key(inner.label), (field, inner)

@@ -85,9 +85,9 @@ JOB = job_record()
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a job beside its fields: the operator's pixel limit, and each loaded model's native side in pixels.
+    """What bounds a job beside its fields: the operator's pixel limit, and each checkpoint's native side in pixels.
 
-    The first model is the default.
+    The first one is the default. A lookup may raise `InvalidRequest` if the file cannot be used.
     """
 
     max_pixels: int
@@ -155,7 +155,7 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     values = implied(checked)
     first_model = next(iter(limits.native_sizes))
     model = _attempt(problems, lambda: find_model(values["model"], limits.native_sizes)) or first_model
-    native_size = limits.native_sizes[model]
+    native_size = _attempt(problems, lambda: limits.native_sizes[model]) or MIN_SIDE
     request_type, door_type = record.owners
     request = _attempt(
         problems,

@@ -53,7 +53,7 @@ def with_text(payload: Mapping[str, Any], text: str) -> dict[str, Any]:
 def fill(payload: Mapping[str, Any], record: Record, meant: Mapping[str, str], models: Collection[str]) -> Filled:
     """The payload without `parameters`, and with all that it brings and the payload does not name.
 
-    `meant` says of a name that could be two fields' which one it means here; `models` are the loaded ones. Raises
+    `meant` says of a name that could be two fields' which one it means here; `models` are those there are. Raises
     `InvalidRequest` for what is no record of an image.
     """
     value = _given(payload)
@@ -114,7 +114,8 @@ def _object(given: Mapping[str, Any], record: Record) -> Found:
     checked = check(record, fields, scheduler_meant(fields, record), prefix=f"{PREFIX}.")
     problems = list(checked.problems)
     problems += [f"{PREFIX}.{name}: parameters hold no parameters" for name in NAMES if name in fields]
-    nested = {field.name for field in record if field.record is not None}
+    # Of a nested record what it holds itself: the job fills in what is open.
+    nested = {field.name for field in record if field.record is not None and not field.is_list}
     values = {
         name: fields[written] if name in nested else checked.values[name]
         for name, written in checked.written.items()
@@ -130,7 +131,7 @@ def _object(given: Mapping[str, Any], record: Record) -> Found:
 
 
 def _with_known_model(found: Found, models: Collection[str]) -> Found:
-    """An image made by a checkpoint that is not loaded here is made by the job's or the default one, with a warning."""
+    """An image made by a checkpoint that is not here is made by the job's or the default one, with a warning."""
     name = found.values.get("model")
     if name is None:
         return found

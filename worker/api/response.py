@@ -150,5 +150,5 @@ def holds(output_format: str, text: str) -> bool:
 def parameters(job: Job, record: Record = JOB) -> dict[str, Any]:
     """Every value that the images were generated with, under the names of a job's fields."""
     values = job.values
-    shown = [field.name for field in record if field.shown and acts(field.acts_with, values)]
-    return {name: as_json(values[name]) for name in shown} | {"sampler": job.sampler_name}
+    shown = [field for field in record if field.shown and acts(field.acts_with, values)]
+    return {field.name: as_json(field, values[field.name]) for field in shown} | {"sampler": job.sampler_name}

@@ -27,6 +27,8 @@ def schema(record: Record) -> dict[str, Any]:
 
 def _property(field: Field) -> dict[str, Any]:
     kind: dict[str, Any] = schema(field.record) if field.record is not None else {"type": TYPES[field.type]}
+    if field.is_list:
+        kind = {"type": "array", "items": kind}
     if field.nullable:
         types = kind["type"]
         kind["type"] = [*(types if isinstance(types, list) else [types]), "null"]
@@ -37,14 +39,17 @@ def _property(field: Field) -> dict[str, Any]:
         "multipleOf": field.multiple_of,
         "minLength": field.min_length,
         "maxLength": field.max_length,
+        "maxItems": field.max_items,
         "enum": list(field.choices) or None,
         "description": _description(field) or None,
     }
-    default = {} if field.required or field.filled or field.default is None else {"default": field.default}
-    return {**kind, **{name: limit for name, limit in limits.items() if limit is not None}, **default}
+    default: Any = list(field.default) if field.is_list else field.default
+    known = {} if field.required or field.filled or default is None else {"default": default}
+    return {**kind, **{name: limit for name, limit in limits.items() if limit is not None}, **known}
 
 
 def _description(field: Field) -> str:
-    also = f"also accepted: {', '.join(field.aliases)}" if field.aliases else ""
+    others = [*field.aliases, *field.flat]
+    also = f"also accepted: {', '.join(others)}" if others else ""
     filled = f"default: {field.filled}" if field.filled else ""
     return "; ".join(part for part in (field.meaning, filled, also) if part)

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sd_core.engine.kinds.hint import HintKind
 from sd_core.engine.kinds.kind import Kind
 from sd_core.engine.kinds.text import TextKind
 from sd_core.engine.kinds.unet import UNetKind
 from sd_core.engine.kinds.upscale import UpscaleKind
 from sd_core.engine.kinds.vae import DecodeKind, EncodeKind
 from sd_core.engine.pool import Pool
-from sd_core.work import DecodeWork, EncodeWork, TextWork, UNetWork, UpscaleWork
+from sd_core.work import DecodeWork, EncodeWork, HintWork, TextWork, UNetWork, UpscaleWork
 
 Kinds = Mapping[type, Kind[Any]]
 """The kind that runs each type of work."""
@@ -20,6 +21,7 @@ def kinds_of(pool: Pool, max_batch: int) -> Kinds:
     return {
         TextWork: TextKind(pool),
         EncodeWork: EncodeKind(pool),
+        HintWork: HintKind(),
         UNetWork: UNetKind(pool, max_batch),
         DecodeWork: DecodeKind(pool),
         UpscaleWork: UpscaleKind(),

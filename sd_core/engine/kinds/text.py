@@ -1,15 +1,18 @@
 """Prompts -> hidden states."""
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sd_core.cache import LRU
 from sd_core.device import upload
+from sd_core.engine.kinds.adapted import adapters_of, keys_of
 from sd_core.engine.kinds.kind import Kind
 from sd_core.engine.pool import Pool
 from sd_core.models.clip import CLIPTextEncoder
+from sd_core.models.given import Given
 from sd_core.work import Context, TextWork, Token, Vector
 
 # Prompts whose hidden states are kept, and their bytes: 236 kB each with v1.5 in float32.
@@ -36,10 +39,15 @@ class TextKind(Kind[TextWork]):
         return PROMPTS
 
     def key(self, work: TextWork) -> Hashable:
-        return work.network, work.skip, len(work.prompts[0])
+        return *self._source(work), len(work.prompts[0])
 
     def identity(self, work: TextWork) -> Hashable:
-        return work
+        return self._source(work), work.prompts
+
+    @staticmethod
+    def _source(work: TextWork) -> tuple[Hashable, ...]:
+        """What its prompts are encoded by, as part of the keys of the results."""
+        return work.network, work.skip, keys_of(work.adapters)
 
     def cost(self, work: TextWork) -> float:
         return len(work.prompts)
@@ -50,29 +58,28 @@ class TextKind(Kind[TextWork]):
         return NUMBERS * tokens * encoder.config.width * encoder.dtype.itemsize
 
     def run(self, works: Sequence[TextWork]) -> list[tuple[Context, ...]]:
-        network, skip = works[0].network, works[0].skip
+        first, source = works[0], self._source(works[0])
         wanted = dict.fromkeys(prompt for work in works for prompt in work.prompts)
-        states = {prompt: self._kept.get((network, skip, prompt)) for prompt in wanted}
+        states = {prompt: self._kept.get((*source, prompt)) for prompt in wanted}
         unknown = [prompt for prompt, kept in states.items() if kept is None]
         if unknown:
-            encoder = self._pool.text_encoder(network)
-            states_of_all = encoder(self._inputs(encoder, unknown), skip)
+            encoder = self._pool.text_encoder(first.network)
+            given = Given(adapters=adapters_of([first.adapters]))
+            states_of_all = encoder(self._inputs(encoder, unknown), first.skip, given)
             for prompt, encoded in zip(unknown, states_of_all.split(1), strict=True):
                 own = encoded.clone()  # a view would keep the whole batch alive
                 states[prompt] = own
-                self._kept.put((network, skip, prompt), own)
-        contexts = {
-            prompt: Context((network, skip, prompt), found) for prompt, found in states.items() if found is not None
-        }
+                self._kept.put((*source, prompt), own)
+        contexts = {prompt: Context((*source, prompt), found) for prompt, found in states.items() if found is not None}
         return [tuple(contexts[prompt] for prompt in work.prompts) for work in works]
 
     def smallest(self, work: TextWork) -> TextWork | None:
         if len(work.prompts) == 1:
             return None
-        return TextWork(work.network, work.prompts[:1], work.skip)
+        return replace(work, prompts=work.prompts[:1])
 
     def run_in_parts(self, work: TextWork) -> tuple[Context, ...]:
-        parts = [TextWork(work.network, (prompt,), work.skip) for prompt in work.prompts]
+        parts = [replace(work, prompts=(prompt,)) for prompt in work.prompts]
         return tuple(context for part in parts for context in self.run([part])[0])
 
     def release(self) -> None:

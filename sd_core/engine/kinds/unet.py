@@ -3,27 +3,24 @@
 Contexts of different lengths share a forward: each is repeated until all are equally long, which softmax makes exact.
 """
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from math import lcm
 
 import torch
 from torch import Tensor
 
-from sd_core.cache import LRU
-from sd_core.device import upload
+from sd_core.engine.kinds.adapted import grouped
+from sd_core.engine.kinds.controlled import Controls, cost_of_controls, numbers_of_controls
 from sd_core.engine.kinds.extras import departing
 from sd_core.engine.kinds.kind import Kind
-from sd_core.engine.kinds.rows import Row, rows_of
+from sd_core.engine.kinds.prompts import PromptReader
+from sd_core.engine.kinds.rows import Row, firsts_of, rows_of, stacked
 from sd_core.engine.pool import LATENT_PIXELS, Pool
-from sd_core.models.given import Given, KeysValues
-from sd_core.models.unet import UNetConfig
-from sd_core.work import Context, UNetWork
+from sd_core.models.unet import UNet, UNetConfig
+from sd_core.work import UNetWork
 
 NUMBERS = 36
 """Numbers that a UNet holds at its peak for a latent of a row, over its first width: see `bench.memory`."""
-
-# Prompts whose keys and values are kept, and their bytes: 7.7 MB each with v1.5 in float32.
-READ, READ_BYTES = 64, 2**28
 
 MAX_REPEATED = 4
 """Contexts are repeated up to this many times the longest one; beyond that, lengths run apart."""
@@ -34,10 +31,6 @@ MAX_SHARED_TOKENS = 16 * 77
 COUNTED_TOKENS = 77
 """Tokens of a context whose keys and values are part of NUMBERS."""
 
-# The same, stacked for whole forwards: most steps run with the prompts of the step before.
-STACKED, STACKED_BYTES = 4, 2**28
-
-Read = dict[str, KeysValues]
 Answer = Tensor | tuple[Tensor, Tensor]
 
 
@@ -55,6 +48,11 @@ def shared_lengths(lengths: Collection[int]) -> list[tuple[int, list[int]]]:
     return groups
 
 
+def fullest(unet: UNet, native_size: int, max_batch: int) -> int:
+    """Bytes that a forward of `max_batch` guided images of native size (pixels) holds at its peak, beyond weights."""
+    return 2 * max_batch * NUMBERS * unet.config.channels[0] * (native_size**2 // LATENT_PIXELS) * unet.dtype.itemsize
+
+
 class UNetKind(Kind[UNetWork]):
     """A forward holds as many rows as `max_batch` guided images of native size have; larger images take more room."""
 
@@ -63,8 +61,8 @@ class UNetKind(Kind[UNetWork]):
 
     def __init__(self, pool: Pool, max_batch: int) -> None:
         self._pool, self._max_batch = pool, max_batch
-        self._read: LRU[Hashable, Read] = LRU(READ, READ_BYTES, _size)
-        self._stacked: LRU[Hashable, Given] = LRU(STACKED, STACKED_BYTES, lambda given: _size(given.keys_values))
+        self._prompts = PromptReader(pool.device)
+        self._controls = Controls(self._prompts, pool.device)
 
     @property
     def capacity(self) -> float:
@@ -77,17 +75,23 @@ class UNetKind(Kind[UNetWork]):
     def cost(self, work: UNetWork) -> float:
         """In rows of native size: activations grow with rows times pixels."""
         pixels = LATENT_PIXELS * work.latents.shape[2:].numel()
-        return len(work.contexts) * max(1.0, pixels / self._pool.native_pixels(work.network))
+        return (len(work.contexts) + cost_of_controls(work)) * max(1.0, pixels / self._pool.native_pixels(work.network))
 
     def bytes(self, work: UNetWork) -> int:
         unet = self._pool.unet(work.network)
         # Features that are kept stay in memory beside those that the forward works on.
-        values = (NUMBERS + 2 * work.keeps_deep) * unet.config.channels[0] * work.latents.shape[2:].numel()
+        numbers = len(work.contexts) * (NUMBERS + 2 * work.keeps_deep) + numbers_of_controls(work)
+        values = numbers * unet.config.channels[0] * work.latents.shape[2:].numel()
         long = sum(max(0, context.states.shape[1] - COUNTED_TOKENS) for context in work.contexts)
         # Kept once by context and once stacked.
-        return (len(work.contexts) * values + 2 * long * _read_width(unet.config)) * unet.dtype.itemsize
+        return (values + 2 * long * _read_width(unet.config)) * unet.dtype.itemsize
 
     def run(self, works: Sequence[UNetWork]) -> Sequence[Answer]:
+        order = grouped([work.attached.adapters for work in works])
+        answers = dict(zip(order, self._run([works[index] for index in order]), strict=True))
+        return [answers[index] for index in range(len(works))]
+
+    def _run(self, works: Sequence[UNetWork]) -> Sequence[Answer]:
         rows, counts = rows_of(works), [len(work.contexts) for work in works]
         keeps_deep = any(work.keeps_deep for work in works)
         order, outputs, features = list[int](), list[Tensor](), list[Tensor]()
@@ -122,8 +126,7 @@ class UNetKind(Kind[UNetWork]):
         self._pool.warm_up()
 
     def release(self) -> None:
-        self._read.clear()
-        self._stacked.clear()
+        self._prompts.clear()
         self._pool.release()
 
     def _forward(self, rows: Sequence[Row], tokens: int, *, keeps_deep: bool) -> tuple[Tensor, Tensor | None]:
@@ -132,16 +135,12 @@ class UNetKind(Kind[UNetWork]):
         The deep features of each row too if they are kept.
         """
         network = rows[0].work.network
-        step = self._pool.step(network)
-        first_rows = {row.input: row for row in reversed(rows)}
-        inputs = list(dict.fromkeys(row.input for row in rows))
-        latents = torch.cat([first_rows[each].latents for each in inputs])
-        timesteps = torch.tensor([first_rows[each].work.timestep for each in inputs], dtype=torch.float32)
-        times = upload(timesteps, self._pool.device)
-        images = [inputs.index(row.input) for row in rows]
-        given = departing(
-            self._given(network, [row.context for row in rows], images, tokens), rows, self._pool.unet(network)
-        )
+        step, unet = self._pool.step(network), self._pool.unet(network)
+        firsts, images = firsts_of([row.input for row in rows])
+        latents, times = stacked([rows[first] for first in firsts], self._pool.device)
+        contexts, adapters = [row.context for row in rows], [row.adapters for row in rows]
+        given = self._prompts.given((network, unet), contexts, images, tokens, adapters)
+        given = self._controls.steering(departing(given, rows, unet), rows, tokens)
         deep = [row.deep for row in rows if row.deep is not None]
         if deep:
             return step.outermost(latents, times, torch.cat(deep), given), None
@@ -149,60 +148,12 @@ class UNetKind(Kind[UNetWork]):
             return step.whole(latents, times, given)
         return step(latents, times, given), None
 
-    def _given(self, network: str, contexts: Sequence[Context], images: Sequence[int], tokens: int) -> Given:
-        """What a forward is given; the same object as long as rows and prompts stay the same."""
-        key = network, tuple(context.key for context in contexts), tuple(images), tokens
-        given = self._stacked.get(key)
-        if given is None:
-            reads = self._reads(network, contexts)
-            stacked = {
-                name: (
-                    torch.cat([_repeated(read[name][0], tokens) for read in reads]),
-                    torch.cat([_repeated(read[name][1], tokens) for read in reads]),
-                )
-                for name in reads[0]
-            }
-            rows = (
-                None if list(images) == list(range(len(contexts))) else upload(torch.tensor(images), self._pool.device)
-            )
-            given = Given(stacked, rows)
-            self._stacked.put(key, given)
-        return given
-
-    def _reads(self, network: str, contexts: Sequence[Context]) -> list[Read]:
-        """Keys and values of each context, computed for those that are not kept, in one pass for each length."""
-        kept = {context.key: self._read.get((network, context.key)) for context in contexts}
-        reads = {key: read for key, read in kept.items() if read is not None}
-        unknown: dict[int, dict[Hashable, Tensor]] = {}
-        for context in contexts:
-            if context.key not in reads:
-                unknown.setdefault(context.states.shape[1], {})[context.key] = context.states
-        for states in unknown.values():
-            together = self._pool.unet(network).read(torch.cat(list(states.values())))
-            for index, key in enumerate(states):
-                # Copies, because a view would keep the whole batch alive.
-                reads[key] = {
-                    name: (keys[index : index + 1].clone(), values[index : index + 1].clone())
-                    for name, (keys, values) in together.items()
-                }
-                self._read.put((network, key), reads[key])
-        return [reads[context.key] for context in contexts]
-
-
-def _size(keys_values: Mapping[str, KeysValues]) -> int:
-    return sum(each.nbytes for pair in keys_values.values() for each in pair)
-
 
 def _read_width(config: UNetConfig) -> int:
     """Numbers that all attentions to prompts read of one token."""
     transformers = 2 * config.num_res_blocks + 1  # on the way down and up, at each level
     widths = transformers * sum(config.channels[level] for level in config.attention_levels) + config.channels[-1]
     return 2 * widths
-
-
-def _repeated(x: Tensor, tokens: int) -> Tensor:  # (1, S, dim)
-    """Repeated to so many tokens."""
-    return x if x.shape[1] == tokens else x.repeat(1, tokens // x.shape[1], 1)
 
 
 def _in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:  # (n_i, C, h, w) each -> (n, C, h, w)

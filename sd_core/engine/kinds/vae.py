@@ -73,7 +73,7 @@ class DecodeKind(Kind[DecodeWork]):
 
     @property
     def capacity(self) -> float:
-        return max(PIXELS, *(model.info.native_size**2 for model in self._pool.models.values()))
+        return max(PIXELS, self._pool.max_native_pixels)
 
     def key(self, work: DecodeWork) -> Hashable:
         return work.network, work.latents.shape, work.tiling

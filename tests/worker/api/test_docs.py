@@ -14,11 +14,15 @@ def test_the_page_has_the_table_of_the_record() -> None:
 
 def test_every_field_and_alias_is_in_the_table() -> None:
     rows = {line.split("`")[1]: line for line in table(JOB).splitlines()[2:]}
-    nested = {f"{field.name}.{each.name}": each for field in JOB if field.record for each in field.record}
+    nested = {
+        f"{field.name}[].{each.name}" if field.is_list else f"{field.name}.{each.name}": each
+        for field in JOB
+        for each in field.record or ()
+    }
     fields = {field.name: field for field in JOB} | nested
     assert rows.keys() == fields.keys()
     for name, field in fields.items():
-        assert all(f"`{alias}`" in rows[name] for alias in field.aliases)
+        assert all(f"`{alias}`" in rows[name] for alias in (*field.aliases, *field.flat))
 
 
 def test_the_command_rewrites_the_table_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -55,6 +55,10 @@ def values(field: Field) -> Iterator[Any]:
     """Values that a field can have, others than its default among them."""
     if field.name in VALUES:
         yield from VALUES[field.name]
+    elif field.record is not None and field.is_list:
+        item = {inner.name: next(values(inner)) for inner in field.record if inner.required}
+        yield [item, item]
+        yield from ([{**item, inner.name: value}] for inner in field.record for value in values(inner))
     elif field.record is not None:
         yield {}
         for inner in field.record:

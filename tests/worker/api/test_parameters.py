@@ -189,7 +189,7 @@ def test_a_model_that_is_not_loaded_here_is_replaced_with_a_warning() -> None:
         job = parse(parameters=record)
         assert job.request.model == "tiny"
         assert job.warnings == (
-            "parameters: the model was ignored: model: 'dream' is not loaded here; loaded: tiny, other, one",
+            "parameters: the model was ignored: model: 'dream' is not here; there are: tiny, other, one",
         )
 
 

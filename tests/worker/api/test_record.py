@@ -1,7 +1,8 @@
 """One field is one line: a copy of the record with one line more has the field everywhere."""
 
 import inspect
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -37,12 +38,18 @@ class WithBorder(Request):
     border: Border | None = option(None, meaning="a frame")
 
 
+@dataclass(frozen=True)
+class WithFrames(Request):
+    frames: tuple[Border, ...] = option((), max_items=2, flat=("thickness", "colour"), meaning="one around the other")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Signed(Door):
     signature: str = option("", max_length=10, aliases=("signed_by",), label="Signature", meaning="who made it")
 
 
 SHARP, FRAMED, SIGNED = job_record(WithSharpness), job_record(WithBorder), job_record(door=Signed)
+SEVERAL = job_record(WithFrames)
 
 
 def parse(record: Record, **fields: Any) -> Job:
@@ -111,3 +118,58 @@ def test_a_nested_record_is_in_all_that_is_derived() -> None:
     assert described["type"] == ["object", "null"]
     assert described["properties"]["colour"] == {"type": "string", "enum": ["white", "black"], "default": "white"}
     assert signature_of(Record.of(WithBorder)).parameters["border"].annotation == Border | None
+
+
+def test_a_list_of_records_is_validated_item_by_item() -> None:
+    assert parse(SEVERAL).values["frames"] == ()
+    assert parse(SEVERAL, frames=None).values["frames"] == ()
+    frames = parse(SEVERAL, frames=[{"thickness": 16}, Border(colour="black")]).values["frames"]
+    assert frames == (Border(width=16), Border(colour="black"))
+    assert problem(SEVERAL, frames=[{}, {"thickness": 65, "colur": "red"}]) == (
+        "frames[1].colur: unknown field, did you mean frames[1].colour?; "
+        "frames[1].thickness: 65 is not a whole number from 0 to 64"
+    )
+    assert problem(SEVERAL, frames=[Border(width=99)]).startswith("frames[0].width: 99 is not")
+    assert problem(SEVERAL, frames={}) == "frames: an object is not a list of objects"
+    assert problem(SEVERAL, frames=[[]]) == "frames[0]: a list is not an object of fields"
+    assert problem(SEVERAL, frames=[{}] * 3) == "frames: has 3 entries, at most 2 are allowed"
+
+
+def test_one_item_of_a_list_may_be_given_by_flat_names() -> None:
+    assert parse(SEVERAL, thickness=16, colour="black").values["frames"] == (Border(width=16, colour="black"),)
+    assert parse(SEVERAL, thickness=16, colour=None).values["frames"] == (Border(width=16),)
+    assert problem(SEVERAL, thickness=65) == "thickness: 65 is not a whole number from 0 to 64"
+    assert problem(SEVERAL, colour="black") == "colour: needs thickness"
+    assert "two names of one field" in problem(SEVERAL, thickness=1, frames=[{"width": 1}])
+    assert problem(SEVERAL, thicknes=1) == "thicknes: unknown field, did you mean thickness?"
+
+
+def test_a_list_of_records_is_in_all_that_is_derived() -> None:
+    job = parse(SEVERAL, thickness=16)
+    assert parameters(job, SEVERAL)["frames"] == [{"width": 16, "colour": "white"}]
+    text = infotext(job, 1, MODEL, SEVERAL)
+    assert "Border width" not in text and '{\\"frames\\": [{\\"width\\": 16' in text
+    assert parse(SEVERAL, parameters=text).request == replace(job.request, seed=1)
+    assert parse(SEVERAL, parameters=text, thickness=8).values["frames"] == (Border(width=8),)
+    rows = table(SEVERAL)
+    assert "| `frames` | `thickness` with `colour` | list of objects | [] | at most 2; one around the other |" in rows
+    assert "| `frames[].width` | `thickness` | int | 8 | 0..64; in pixels |" in rows
+    described = schema(SEVERAL)["properties"]["frames"]
+    assert described["type"] == ["array", "null"]
+    assert (described["maxItems"], described["default"]) == (2, [])
+    assert described["items"]["properties"]["width"]["type"] == "integer"
+    parameter = signature_of(Record.of(WithFrames)).parameters["frames"]
+    assert str(parameter.annotation).startswith("collections.abc.Sequence[")
+
+
+def test_what_an_infotext_says_of_a_list_and_cannot_be_used_is_a_warning() -> None:
+    items = [{"width": 16}, {"width": 65}]
+    job = parse(SEVERAL, parameters=f"a cat\nSteps: 3, Seed: 1, Size: 64x64, RNG: CPU, {exact(frames=items)}")
+    assert job.values["frames"] == (Border(width=16),)
+    assert job.warnings == ("parameters: an entry was ignored: frames[1].width: 65 is not a whole number from 0 to 64",)
+    job = parse(SEVERAL, parameters=f"a cat\nSteps: 3, Seed: 1, Size: 64x64, RNG: CPU, {exact(frames=5)}")
+    assert job.warnings == ("parameters: frames was ignored: it is not a list of at most 2 objects",)
+
+
+def exact(**fields: Any) -> str:
+    return f"Exact fields: {json.dumps(json.dumps(fields))}"

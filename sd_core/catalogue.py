@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 from sd_core.errors import InvalidRequest
-from worker.folder import LEADS_OUT, Stamp, boundary_of, inspect, modified_ns, walk
+from sd_core.folder import LEADS_OUT, Stamp, boundary_of, inspect, modified_ns, walk
 
 MAX_DEPTH = 8
 MAX_AGE_S = 10.0  # of a scan; modification times do not show everything, for example a link's new target
@@ -33,16 +33,31 @@ class Kind(StrEnum):
     CONTROLNET = "controlnet"
     VAE = "vae"
     UPSCALER = "upscaler"
+    IP_ADAPTER = "IP-Adapter"
+    CLIP_VISION = "CLIP vision encoder"
 
 
 # In the order of preference: if two files differ in their endings only, the plain name means the earlier one.
 ENDINGS: Mapping[Kind, tuple[str, ...]] = {
     Kind.CHECKPOINT: (".safetensors", ".ckpt"),
-    Kind.LORA: (".safetensors",),
+    Kind.LORA: (".safetensors", ".pt", ".ckpt", ".bin"),
     Kind.EMBEDDING: (".safetensors", ".pt", ".bin"),
-    Kind.CONTROLNET: (".safetensors", ".pth"),
+    Kind.CONTROLNET: (".safetensors", ".pth", ".pt", ".bin"),
     Kind.VAE: (".safetensors", ".ckpt", ".pt"),
     Kind.UPSCALER: (".safetensors", ".pth", ".pt"),
+    Kind.IP_ADAPTER: (".safetensors", ".bin"),
+    Kind.CLIP_VISION: (".safetensors", ".bin"),
+}
+
+# The folders beside a checkpoint, by what they hold.
+FOLDERS: Mapping[Kind, str] = {
+    Kind.LORA: "loras",
+    Kind.EMBEDDING: "embeddings",
+    Kind.CONTROLNET: "controlnet",
+    Kind.VAE: "vae",
+    Kind.UPSCALER: "upscalers",
+    Kind.IP_ADAPTER: "ip_adapters",
+    Kind.CLIP_VISION: "clip_vision",
 }
 
 
@@ -167,6 +182,18 @@ class Catalogue:
 
     def _real_folders(self, *kinds: Kind) -> set[str]:
         return {os.path.realpath(folder) for kind in kinds for folder in self._folders[kind]}
+
+
+def folders_in(directory: Path) -> dict[Kind, tuple[Path, ...]]:
+    """The folders for everything but checkpoints, as they are named in the directory of a checkpoint."""
+    return {kind: (directory / name,) for kind, name in FOLDERS.items()}
+
+
+def entry_of(kind: Kind, path: Path) -> Entry:
+    """A file outside any catalogue, named after itself, as of now. Its stamp is empty if it cannot be examined."""
+    checked = inspect(path, boundary_of(path.parent))
+    stamp = checked if isinstance(checked, Stamp) else Stamp(0, 0)
+    return Entry(kind, path.stem, path.parent, path, stamp)
 
 
 def has_ending(kind: Kind, name: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from worker.catalogue import ENDINGS, Catalogue, Kind, UnknownFile
+from sd_core.catalogue import ENDINGS, Catalogue, Kind, UnknownFile
 
 
 def fill(directory: Path, *names: str) -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from worker import catalogue as module
-from worker import folder as folders
-from worker.catalogue import ENDINGS, Catalogue, Kind, UnknownFile
+from sd_core import catalogue as module
+from sd_core import folder as folders
+from sd_core.catalogue import ENDINGS, Catalogue, Kind, UnknownFile
 
 KINDS = list(Kind)
 

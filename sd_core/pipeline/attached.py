@@ -1,0 +1,79 @@
+"""What a job's images need from files of the volume: found when it is submitted, read on the host before they begin."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from sd_core.catalogue import Kind
+from sd_core.formats.upscaler import load_upscaler
+from sd_core.library import Library
+from sd_core.models.rrdbnet import RRDBNet
+from sd_core.nested import UPSCALERS
+from sd_core.pipeline.embeddings import vocabulary_of
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.once import Once
+from sd_core.request import Request
+from sd_core.text.vocabulary import Vocabulary
+from sd_core.work import UNATTACHED, Attachments, HostTask
+
+T = TypeVar("T")
+Load = Callable[[], T]
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What was read for a job. Without a `vocabulary`, prompts are read with the model's own."""
+
+    vocabulary: Vocabulary | None = None
+    upscaler: RRDBNet | None = None
+    attached: Attachments = UNATTACHED
+
+
+NOTHING = Loaded()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """How to read each thing that the images of a job need, on a thread that may block; None for what they do not."""
+
+    vocabulary: Load[Vocabulary] | None = None
+    upscaler: Load[RRDBNet] | None = None
+
+    @classmethod
+    def of(cls, request: Request, model: StableDiffusion, library: Library) -> "Needs":
+        """Find the files that a request names, without reading them. Raises `InvalidRequest` that names the field."""
+        return cls(vocabulary=vocabulary_of(model, library), upscaler=_upscaler(request, model, library))
+
+    def loading(self) -> "Loading":
+        """What reads all of it, once for all images of a job."""
+        return Loading(None if self == NONE else Once(self._load))
+
+    def _load(self) -> Loaded:
+        return Loaded(
+            vocabulary=self.vocabulary and self.vocabulary(),
+            upscaler=self.upscaler and self.upscaler(),
+        )
+
+
+NONE = Needs()
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Reads what a job needs when the first of its images begins."""
+
+    load: Load[Loaded] | None = None
+
+    def loaded(self) -> Generator[HostTask, Loaded, Loaded]:
+        """Ask the host for it; with nothing to read, nothing is asked."""
+        if self.load is None:
+            return NOTHING
+        return (yield HostTask(self.load, loads=True))
+
+
+def _upscaler(request: Request, model: StableDiffusion, library: Library) -> Load[RRDBNet] | None:
+    if request.hires is None or request.hires.upscaler in UPSCALERS:
+        return None
+    entry = library.find(Kind.UPSCALER, request.hires.upscaler, "hires.upscaler", UPSCALERS)
+    return partial(library.get, entry, partial(load_upscaler, device=model.device), model.device)

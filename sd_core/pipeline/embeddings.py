@@ -1,0 +1,57 @@
+"""The embeddings of the volume as words of a model's prompts, and the label of those that prompts used."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from sd_core.catalogue import Entry, Kind
+from sd_core.errors import InvalidRequest, ModelError
+from sd_core.formats.embedding import load_embedding
+from sd_core.library import Library
+from sd_core.pipeline.conditioning import Prompts
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.text.vocabulary import Named, Unusable, Vocabulary
+from sd_core.work import Embedding, Vector
+
+LABEL = "TI hashes"
+HASH_DIGITS = 12
+
+
+def vocabulary_of(model: StableDiffusion, library: Library) -> Callable[[], Vocabulary] | None:
+    """How to get the model's vocabulary with the library's embeddings, which reads new files; None if there are none.
+
+    A file that cannot be used is an error of the job that names it.
+    """
+    entries = library.entries(Kind.EMBEDDING)
+    return partial(_vocabulary, model, library, entries) if entries else None
+
+
+def hashes_of(prompts: Iterable[Prompts], vocabulary: Vocabulary) -> dict[str, str]:
+    """A1111's label of the embeddings that the prompts used: `name: hash, ...` in the order of their use."""
+    names = {each.sha256: each.names[0] for each in vocabulary.embeddings.values() if isinstance(each, Embedding)}
+    tokens = (token for each in prompts for chunk in each.chunks for token in chunk)
+    used = dict.fromkeys(token.sha256 for token in tokens if isinstance(token, Vector))
+    # A name keeps neither of the two marks by which the list is read.
+    hashes = [f"{names[each].replace(':', '').replace(',', '')}: {each[:HASH_DIGITS]}" for each in used]
+    return {LABEL: ", ".join(hashes)} if hashes else {}
+
+
+def _vocabulary(model: StableDiffusion, library: Library, entries: tuple[Entry, ...]) -> Vocabulary:
+    embeddings = [_embedding(library, entry) for entry in entries]
+    return library.derived(
+        ("vocabulary", model.text_key), entries, lambda: model.with_embeddings(embeddings).vocabulary
+    )
+
+
+def _embedding(library: Library, entry: Entry) -> Named:
+    try:
+        return library.get(entry, _read)
+    except InvalidRequest as error:  # it was deleted since it was found
+        return Unusable((entry.path.stem,), str(error))
+
+
+def _read(path: Path) -> Named:
+    try:
+        return load_embedding(path)
+    except (ModelError, OSError) as error:
+        return Unusable((path.stem,), str(error).replace(str(path), path.name))

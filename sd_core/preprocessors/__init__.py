@@ -1,0 +1,1 @@
+"""Control images made of ordinary ones, without a network."""
