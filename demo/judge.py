@@ -28,7 +28,9 @@ from demo.dataset import (
     unseen_pair,
     unseen_singles,
 )
+from sd_core.catalogue import Catalogue, folders_in
 from sd_core.engine.engine import Engine
+from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 
@@ -203,7 +205,9 @@ def command(
     model = StableDiffusion.load(
         arguments.weights / "demo.safetensors", arguments.weights, device="cpu", dtype=arguments.dtype
     )
-    engine = Engine([model], max_batch=8, max_jobs=4 * arguments.count)  # a judge may ask for several images a case
+    library = Library(Catalogue(folders_in(arguments.weights)))
+    # A judge may ask for several images a case.
+    engine = Engine([model], max_batch=8, max_jobs=4 * arguments.count, library=library)
     scores = judge(engine, arguments.count, arguments.sheet)
     engine.close()
     print(json.dumps({group: asdict(score) for group, score in scores.items()}, indent=1))

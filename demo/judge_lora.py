@@ -1,6 +1,11 @@
-"""Count how often the demo's LoRA generates what its prompts say: `python -m demo.judge_lora`."""
+"""Count how often the demo's LoRA generates what its prompts say: `python -m demo.judge_lora`.
+
+Each prompt names pink or teal, which the base alone does not know.
+"""
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
 from demo.dataset import (
     ADDED_HELD_OUT_PAIRS,
@@ -15,6 +20,11 @@ from demo.dataset import (
     unseen_pair,
     unseen_single,
 )
+from demo.judge import Score, command, judge_groups, request_of
+from demo.train_lora import LORA
+from sd_core.additions import Lora
+from sd_core.engine.engine import Engine
+from sd_core.request import Request
 
 
 def unseen_scenes(count: int) -> dict[str, list[Scene]]:
@@ -43,3 +53,19 @@ def unseen_scenes(count: int) -> dict[str, list[Scene]]:
         if unseen_pair(first, relation, second) and scene.has_added_colour:
             pairs.append(scene)
     return {"one shape": singles, "held-out pair": held_out, "two shapes": pairs}
+
+
+def adapted_request(scene: Scene, seed: int) -> Request:
+    return replace(request_of(scene, seed), loras=(Lora(name=LORA.stem),))
+
+
+def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Score]:
+    """Score `count` images per group with the LoRA, and as many of the same prompts without it."""
+    groups = unseen_scenes(count)
+    scores = judge_groups(engine, groups, adapted_request, sheet=sheet)
+    plain = judge_groups(engine, groups)
+    return scores | {f"{group}, without": score for group, score in plain.items()}
+
+
+if __name__ == "__main__":
+    command(__doc__, judge)

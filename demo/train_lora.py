@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from demo.dataset import added_scene, training_scene
 from demo.optimize import Optimizer
 from demo.train_colours import tinted_latents
 from demo.train_diffusion import PROMPT_DROPOUT, training_rows
+from sd_core.adapters.delta import LowRank
 from sd_core.formats.load import Networks, load_networks
 from sd_core.models.attention import SpatialTransformer
 from sd_core.models.clip import CLIPTextEncoder
@@ -36,20 +36,17 @@ DATA_SEED = 1
 PURE_NOISE = 0.15
 
 
-class LowRank(nn.Module):
-    """An adapter of one layer, which is trained; its product starts at zero."""
+class Trained(nn.Module):
+    """The adapter of one layer; its product starts at zero."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
-        out_size, in_size = layer.weight.shape[:2]
-        self.down = nn.Parameter(torch.randn(RANK, in_size) / in_size**0.5)
+        out_size, in_size, *kernel = layer.weight.shape
+        self.down = nn.Parameter(torch.randn(RANK, in_size, *kernel) / in_size**0.5)
         self.up = nn.Parameter(torch.zeros(out_size, RANK))
-        self.convolves = isinstance(layer, nn.Conv2d)
 
-    def forward(self, x: Tensor, out: Tensor, _padding: tuple[int, int] = (0, 0)) -> Tensor:
-        if self.convolves:
-            return out + F.conv2d(F.conv2d(x, self.down[:, :, None, None]), self.up[:, :, None, None])
-        return out + F.linear(F.linear(x, self.down), self.up)
+    def forward(self, x: Tensor, out: Tensor, padding: tuple[int, int]) -> Tensor:
+        return out + LowRank(self.down, self.up)(x, padding)
 
 
 class Adapters(nn.Module):
@@ -58,14 +55,14 @@ class Adapters(nn.Module):
     def __init__(self, network: CLIPTextEncoder | UNet) -> None:
         super().__init__()
         self.names: list[str] = []
-        self.trained: list[LowRank] = []
+        self.trained: list[Trained] = []
         transformers = [network] if isinstance(network, CLIPTextEncoder) else network.modules()
         for transformer in transformers:
             if isinstance(transformer, CLIPTextEncoder | SpatialTransformer):
                 for layer in transformer.modules():
                     if isinstance(layer, Linear | GatedLinear | Conv2d):
                         self.names.append(layer.name)
-                        self.trained.append(LowRank(layer))
+                        self.trained.append(Trained(layer))
         self.layers = nn.ModuleList(self.trained)
 
     @property
@@ -102,8 +99,8 @@ def kohya_tensors(lora: Lora) -> dict[str, Tensor]:
     for prefix, adapters in (("lora_te_", lora.text), ("lora_unet_", lora.unet)):
         for name, layer in zip(adapters.names, adapters.trained, strict=True):
             module = prefix + name.replace(".", "_")
-            for part, tensor in (("down", layer.down), ("up", layer.up)):
-                tensors[f"{module}.lora_{part}.weight"] = tensor[:, :, None, None] if layer.convolves else tensor
+            tensors[f"{module}.lora_down.weight"] = layer.down
+            tensors[f"{module}.lora_up.weight"] = layer.up.reshape(*layer.up.shape, *[1] * (layer.down.dim() - 2))
             tensors[f"{module}.alpha"] = torch.tensor(float(RANK))
     return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
 
