@@ -28,10 +28,10 @@ A1111_HASH = re.compile(r"\[[0-9A-Fa-f]{6,64}\]\Z")
 
 class Kind(StrEnum):
     CHECKPOINT = "checkpoint"
-    LORA = "lora"
+    LORA = "LoRA"
     EMBEDDING = "embedding"
-    CONTROLNET = "controlnet"
-    VAE = "vae"
+    CONTROLNET = "ControlNet"
+    VAE = "VAE"
     UPSCALER = "upscaler"
     IP_ADAPTER = "IP-Adapter"
     CLIP_VISION = "CLIP vision encoder"
@@ -115,6 +115,10 @@ class Catalogue:
         self._max_depth = max_depth
         self._scans: dict[Kind, _Scan] = {}
         self._lock = threading.Lock()
+
+    def has_folder(self, kind: Kind) -> bool:
+        """Whether there are folders for files of this kind."""
+        return bool(self._folders[kind])
 
     def entries(self, kind: Kind) -> tuple[Entry, ...]:
         """All files of `kind`, by folder and then by name; of two with one name the first is the one that is found."""

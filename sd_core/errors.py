@@ -1,4 +1,6 @@
-"""Errors that the caller or the operator can act on."""
+"""Errors that the caller or the operator can act on, and how names that a file brings are shown in them."""
+
+from collections.abc import Iterable
 
 
 class SDError(Exception):
@@ -45,3 +47,16 @@ class DeviceError(SDError):
 
 class ModelError(SDError):
     """A checkpoint or tokenizer file is missing, broken, or of an architecture that is not supported."""
+
+
+def show(name: str, limit: int = 120) -> str:
+    """The name for use in a message: printable ASCII on one line, cut after `limit` characters."""
+    text = ascii(name[: limit + 1])[1:-1]
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def show_some(names: Iterable[str], limit: int = 3) -> str:
+    """The first `limit` names, and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(show(name) for name in names[:limit]) + more

@@ -45,6 +45,10 @@ class Library:
         """Bytes of all that is kept."""
         return self._kept.used
 
+    def has_folder(self, kind: Kind) -> bool:
+        """Whether there are folders for files of this kind."""
+        return self._catalogue.has_folder(kind)
+
     def entries(self, kind: Kind) -> tuple[Entry, ...]:
         """All files of this kind, without reading them."""
         return self._catalogue.entries(kind)
@@ -64,7 +68,7 @@ class Library:
         near = [nearest] if nearest else get_close_matches(name[:100].casefold(), others, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         listed = f"; there are: {', '.join(known)}" if 0 < len(known) <= MAX_LISTED else ""
-        none = "" if known else f"; there is no {kind} here"
+        none = "" if known else f"; there is no {kind} on this worker"
         raise InvalidRequest(f"{field}: {shorten(name)} is not here{hint}{listed}{none}")
 
     def get(self, entry: Entry, read: Callable[[Path], T], about: Hashable = None) -> T:

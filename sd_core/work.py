@@ -208,7 +208,10 @@ class Control:
 
 @dataclass(frozen=True)
 class Attachments:
-    """What is attached to a UNet for one work: the same for all of its rows, unless it names rows."""
+    """What is attached to a UNet for one work: the same for all of its rows, unless it names rows.
+
+    Equal ones have the same effect: what they hold is compared by keys of its content, not by its tensors.
+    """
 
     adapters: tuple[Applied, ...] = ()
     controls: tuple[Control, ...] = ()

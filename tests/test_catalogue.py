@@ -103,10 +103,10 @@ def test_earlier_folders_and_earlier_endings_come_first(tmp_path: Path) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
     catalogue = loras(fill(tmp_path, "watercolour.safetensors", "people/ada.safetensors"))
     assert refusal(catalogue, "watercolor.safetensors") == (
-        "there is no lora named 'watercolor.safetensors'; did you mean 'watercolour'?"
+        "there is no LoRA named 'watercolor.safetensors'; did you mean 'watercolour'?"
     )
     assert "did you mean 'people/ada'?" in refusal(catalogue, "Ada [abcdef12]")
-    assert refusal(catalogue, "zzz") == "there is no lora named 'zzz'"
+    assert refusal(catalogue, "zzz") == "there is no LoRA named 'zzz'"
     assert len(refusal(catalogue, "x" * 8000)) < 200
     assert len(refusal(catalogue, " " * 8000 + "[abcdef12]")) < 200
 
@@ -137,7 +137,7 @@ def test_a_new_file_appears_and_a_removed_one_goes(tmp_path: Path) -> None:
     fill(directory, "deep/er/b.safetensors")
     assert catalogue.find(Kind.LORA, "deep/er/b").name == "deep/er/b"
     (directory / "a.safetensors").unlink()
-    assert "no lora named 'a'" in refusal(catalogue, "a")
+    assert "no LoRA named 'a'" in refusal(catalogue, "a")
 
 
 def test_a_replaced_file_has_a_new_stamp(tmp_path: Path) -> None:

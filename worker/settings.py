@@ -3,8 +3,10 @@
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from sd_core.catalogue import Kind
 
 VOLUME = Path("/runpod-volume")
 WORKSPACE = Path("/workspace")
@@ -23,6 +25,16 @@ LOG_LEVELS = {
 SWITCH = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("", "0", "false", "no", "off"), False),
+}
+
+FOLDER_VARIABLES: Mapping[Kind, str] = {
+    Kind.LORA: "SD_LORAS",
+    Kind.EMBEDDING: "SD_EMBEDDINGS",
+    Kind.CONTROLNET: "SD_CONTROLNETS",
+    Kind.VAE: "SD_VAES",
+    Kind.UPSCALER: "SD_UPSCALERS",
+    Kind.IP_ADAPTER: "SD_IP_ADAPTERS",
+    Kind.CLIP_VISION: "SD_CLIP_VISION",
 }
 
 DEFAULT_MAX_BATCH = 8
@@ -46,8 +58,9 @@ class Settings:
     """What the operator chose.
 
     If `weights` is None, the directories of `search` are searched in order. `checkpoints` are file names, the default
-    model first; empty means the usual one. `has_queue` is whether the SDK gets its jobs from the platform. Models that
-    stay loaded take `models_bytes` together at most; None means what is free.
+    model first; empty means the usual one. `folders` are those that are set for the files that jobs may name; `volumes`
+    may hold others. `has_queue` is whether the SDK gets its jobs from the platform. Models that stay loaded take
+    `models_bytes` together at most; None means what is free.
     """
 
     weights: Path | None
@@ -67,6 +80,8 @@ class Settings:
     log_level: str = "INFO"
     port: int = 8000
     allow_private_urls: bool = False
+    folders: Mapping[Kind, tuple[Path, ...]] = field(default_factory=dict)
+    volumes: tuple[Path, ...] = ()
 
 
 def is_runpod(environ: Mapping[str, str]) -> bool:
@@ -116,6 +131,8 @@ def read_settings(
         log_level="DEBUG" if debug else LOG_LEVELS[level],
         port=reader.integer("PORT", 8000, 0, 65535),
         allow_private_urls=reader.switch("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS"),
+        folders={kind: folders for kind, name in FOLDER_VARIABLES.items() if (folders := reader.directories(name))},
+        volumes=(volume, workspace),
     )
     if reader.problems:
         raise SettingsError("\n".join(["These environment variables have unusable values:", *reader.problems]))
@@ -141,6 +158,9 @@ class _Reader:
         if any(Path(value).name != value or value == ".." for value in values):
             self._bad(name, "is not a plain file name, or several with : between; the directory belongs in SD_WEIGHTS")
         return values
+
+    def directories(self, name: str) -> tuple[Path, ...]:
+        return tuple(Path(value.strip()).expanduser() for value in self.text(name).split(":") if value.strip())
 
     def choice(self, name: str, default: str, known: tuple[str, ...], fold: Callable[[str], str]) -> str:
         value = fold(self.text(name)) or default

@@ -14,12 +14,14 @@ from sd_core.engine.checkpoints import Checkpoints
 from sd_core.engine.engine import Engine
 from sd_core.engine.graphs import Bucket, Step
 from sd_core.errors import SDError
+from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
 from worker import log
 from worker.api.job import Limits
 from worker.api.response import encode
 from worker.checks import check_gpu, check_outputs
 from worker.find import Found, find
+from worker.folders import catalogue_of
 from worker.identity import Identities, NativeSizes
 from worker.phases import Phases, process_age
 from worker.remedy import remedy
@@ -34,6 +36,7 @@ def start(settings: Settings) -> Service:
     check_outputs(settings.outputs)
     check_gpu(settings)
     found = find(settings)
+    library = Library(catalogue_of(settings, list(dict.fromkeys(file.directory for file in found))))
     models: list[StableDiffusion] = []
     for file in found:
         with _explained(settings, found, file):
@@ -44,7 +47,7 @@ def start(settings: Settings) -> Service:
             phases.end("load")
     checkpoints = Checkpoints(models, _catalogue(found), _safetensors, compiled_forwards)
     with _explained(settings, found, found[0]):
-        engine = _warm_engine(settings, models, checkpoints)
+        engine = _warm_engine(settings, models, checkpoints, library)
         encode(np.zeros((8, 8, 3), np.uint8), "png", "")  # Pillow looks for its writers at the first image
         phases.end("warm_up")
     identities = Identities(checkpoints)
@@ -85,7 +88,9 @@ def _safetensors(checkpoint: Path) -> Path:
     return ensure_converted(checkpoint, checkpoint.with_suffix(".safetensors"))
 
 
-def _warm_engine(settings: Settings, models: Sequence[StableDiffusion], checkpoints: Checkpoints) -> Engine:
+def _warm_engine(
+    settings: Settings, models: Sequence[StableDiffusion], checkpoints: Checkpoints, library: Library
+) -> Engine:
     compiled = {model.info.name: compiled_forwards(model) for model in models}
     engine = Engine(
         models,
@@ -93,6 +98,7 @@ def _warm_engine(settings: Settings, models: Sequence[StableDiffusion], checkpoi
         settings.max_jobs,
         compiled,
         _end_process,
+        library=library,
         checkpoints=checkpoints,
         models_bytes=settings.models_bytes,
     )

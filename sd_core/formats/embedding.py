@@ -7,7 +7,7 @@
 | kohya's, `.safetensors` | `emb_params` |
 | for SDXL | `clip_l`, which is for this text encoder, and `clip_g` |
 | a list of dictionaries, `.pt` | any; their vectors follow one another |
-| a LoRA that brings its words | `bundle_emb.NAME.string_to_param.*` |
+| a LoRA that brings its words | `bundle_emb.NAME.string_to_param.*` or `bundle_emb.NAME.clip_l` |
 | a picture, PNG or WebP | none: see `embedding_picture` |
 """
 
@@ -32,7 +32,7 @@ MAX_BYTES = 2**26
 _PICTURES = (b"\x89PNG", b"RIFF")
 _A1111 = "string_to_param."
 _LISTED = re.compile(r"\d+\.")
-_BUNDLED = re.compile(r"bundle_emb\.(.+)\.string_to_param\.[^.]*")
+_BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.[^.]*|clip_l)")
 
 
 def load_embedding(path: Path) -> Embedding:
@@ -56,18 +56,17 @@ def load_embedding(path: Path) -> Embedding:
     return Embedding(names, hashlib.sha256(path.read_bytes()).hexdigest(), vectors)
 
 
-def bundled_embeddings(path: Path) -> list[Embedding]:
-    """The embeddings that a LoRA (.safetensors) brings along, by the names it gives them; usually none.
+def bundled_embeddings(file: TensorFile) -> list[Embedding]:
+    """The embeddings that a LoRA's file brings along, by the names it gives them; usually none.
 
     Raises `ModelError` as `load_embedding` does.
     """
     embeddings = []
-    with open_safetensors(path) as file:
-        for stored in file.tensors:
-            if match := _BUNDLED.fullmatch(stored):
-                vectors = _vectors(file, stored)
-                digest = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
-                embeddings.append(Embedding((match.group(1),), digest, vectors))
+    for stored in file.tensors:
+        if match := _BUNDLED.fullmatch(stored):
+            vectors = _vectors(file, stored)
+            digest = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
+            embeddings.append(Embedding((match.group(1),), digest, vectors))
     return embeddings
 
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Collection, Iterable
 
 from sd_core.errors import ModelError
+from sd_core.errors import show as show
+from sd_core.errors import show_some as show_some
 
 TEXT_PREFIX = "cond_stage_model.transformer."
 UNET_PREFIX = "model.diffusion_model."
@@ -116,16 +118,3 @@ def vae_names(names: Iterable[str]) -> dict[str, str]:
 def ema_name(name: str) -> str:
     """The name of a UNet weight's moving average: `model.a.b` is averaged as `model_ema.ab`, without dots."""
     return EMA_PREFIX + name.removeprefix("model.").replace(".", "")
-
-
-def show(name: str, limit: int = 120) -> str:
-    """The name for use in a message: printable ASCII on one line, cut after `limit` characters."""
-    text = ascii(name[: limit + 1])[1:-1]
-    return text if len(text) <= limit else text[:limit] + "..."
-
-
-def show_some(names: Iterable[str], limit: int = 3) -> str:
-    """The first `limit` names, and the number of the others."""
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(show(name) for name in names[:limit]) + more

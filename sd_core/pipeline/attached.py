@@ -45,9 +45,14 @@ class Needs:
         """Find the files that a request names, without reading them. Raises `InvalidRequest` that names the field."""
         return cls(vocabulary=vocabulary_of(model, library), upscaler=_upscaler(request, model, library))
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it may take seconds to read."""
+        return self.upscaler is not None
+
     def loading(self) -> "Loading":
         """What reads all of it, once for all images of a job."""
-        return Loading(None if self == NONE else Once(self._load))
+        return Loading(None if self == NONE else Once(self._load), self.is_large)
 
     def _load(self) -> Loaded:
         return Loaded(
@@ -64,12 +69,13 @@ class Loading:
     """Reads what a job needs when the first of its images begins."""
 
     load: Load[Loaded] | None = None
+    is_large: bool = False
 
     def loaded(self) -> Generator[HostTask, Loaded, Loaded]:
         """Ask the host for it; with nothing to read, nothing is asked."""
         if self.load is None:
             return NOTHING
-        return (yield HostTask(self.load, loads=True))
+        return (yield HostTask(self.load, loads=self.is_large))
 
 
 def _upscaler(request: Request, model: StableDiffusion, library: Library) -> Load[RRDBNet] | None:

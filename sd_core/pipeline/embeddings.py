@@ -18,12 +18,11 @@ HASH_DIGITS = 12
 
 
 def vocabulary_of(model: StableDiffusion, library: Library) -> Callable[[], Vocabulary] | None:
-    """How to get the model's vocabulary with the library's embeddings, which reads new files; None if there are none.
+    """How to get the model's vocabulary with the library's embeddings, on a thread that may block: it reads new files.
 
-    A file that cannot be used is an error of the job that names it.
+    None without a folder for them. A file that cannot be used is an error of the job that names it.
     """
-    entries = library.entries(Kind.EMBEDDING)
-    return partial(_vocabulary, model, library, entries) if entries else None
+    return partial(_vocabulary, model, library) if library.has_folder(Kind.EMBEDDING) else None
 
 
 def hashes_of(prompts: Iterable[Prompts], vocabulary: Vocabulary) -> dict[str, str]:
@@ -36,7 +35,10 @@ def hashes_of(prompts: Iterable[Prompts], vocabulary: Vocabulary) -> dict[str, s
     return {LABEL: ", ".join(hashes)} if hashes else {}
 
 
-def _vocabulary(model: StableDiffusion, library: Library, entries: tuple[Entry, ...]) -> Vocabulary:
+def _vocabulary(model: StableDiffusion, library: Library) -> Vocabulary:
+    entries = library.entries(Kind.EMBEDDING)
+    if not entries:
+        return model.vocabulary
     embeddings = [_embedding(library, entry) for entry in entries]
     return library.derived(
         ("vocabulary", model.text_key), entries, lambda: model.with_embeddings(embeddings).vocabulary

@@ -218,3 +218,28 @@ def test_every_network_runs_on_the_engines_thread_alone(engine: Engine, monkeypa
     image = np.zeros((64, 64, 3), np.uint8)
     engine.submit(replace(REQUEST, prompt="a cat", image=image)).result(SECONDS)
     assert threads == {name: {"engine"} for name in ("CLIPTextEncoder", "UNet", "VAE")}
+
+
+def test_images_that_ask_for_the_same_task_share_one_call_and_no_thread_waits(engine: Engine) -> None:
+    begun, gate, calls = threading.Event(), threading.Event(), list[int]()
+
+    def load() -> int:
+        calls.append(1)
+        begun.set()
+        assert gate.wait(SECONDS)
+        return 7
+
+    def picture() -> Picture:
+        number = yield HostTask(load, loads=True)
+        return image_of(number)
+
+    slow = engine.run(lambda: Prepared([picture() for _ in range(16)], []), REQUEST)
+    assert begun.wait(SECONDS)
+    other = engine.run(lambda: Prepared([another()], []), REQUEST)
+    assert int(other.result(SECONDS).images[0][0, 0, 0]) == 5  # a second thread is free
+    gate.set()
+    assert [int(image[0, 0, 0]) for image in slow.result(SECONDS).images] == [7] * 16 and calls == [1]
+
+
+def another() -> Picture:
+    return image_of((yield HostTask(lambda: 5, loads=True)))

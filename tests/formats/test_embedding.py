@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sd_core.errors import ModelError
 from sd_core.formats.embedding import bundled_embeddings, load_embedding
+from sd_core.formats.files import open_safetensors
 
 VECTORS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 OTHER = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
@@ -99,18 +100,20 @@ def test_a_lora_may_bring_embeddings(saved: Callable[..., Path]) -> None:
     path = saved(
         {
             "bundle_emb.my.style.string_to_param.*": VECTORS,
-            "bundle_emb.other.string_to_param.*": OTHER.half(),
+            "bundle_emb.other.clip_l": OTHER.half(),
             "lora_unet_x.lora_up.weight": torch.zeros(4, 4),
         }
     )
-    mine, other = sorted(bundled_embeddings(path), key=lambda each: each.names)
+    with open_safetensors(path) as file:
+        mine, other = sorted(bundled_embeddings(file), key=lambda each: each.names)
     assert (mine.names, other.names) == (("my.style",), ("other",))
     assert torch.equal(mine.vectors, VECTORS) and torch.equal(other.vectors, OTHER.half().float())
     assert mine.tokens[0] != other.tokens[0]
 
 
 def test_most_loras_bring_none(saved: Callable[..., Path]) -> None:
-    assert bundled_embeddings(saved({"lora_unet_x.lora_up.weight": torch.zeros(4, 4)})) == []
+    with open_safetensors(saved({"lora_unet_x.lora_up.weight": torch.zeros(4, 4)})) as file:
+        assert bundled_embeddings(file) == []
 
 
 DATA = {"string_to_param": {"*": {"TORCHTENSOR": VECTORS.tolist()}}, "string_to_token": {"*": 265}, "name": "my style"}

@@ -2,7 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from worker.settings import BUNDLED_WEIGHTS, DEFAULT_MAX_PIXELS, Settings, SettingsError, read_settings
+from sd_core.catalogue import FOLDERS, Kind
+from worker.settings import (
+    BUNDLED_WEIGHTS,
+    DEFAULT_MAX_PIXELS,
+    FOLDER_VARIABLES,
+    Settings,
+    SettingsError,
+    read_settings,
+)
 
 
 def read(tmp_path: Path, **environ: str) -> Settings:
@@ -17,6 +25,7 @@ def test_the_defaults_are_the_documented_ones(tmp_path: Path) -> None:
         checkpoints=(),
         outputs=Path("outputs").absolute(),
         on_runpod=False,
+        volumes=(tmp_path / "volume", tmp_path / "workspace"),
     )
     assert (settings.device, settings.dtype, settings.log_level, settings.port) == ("auto", "auto", "INFO", 8000)
     assert (settings.max_pixels, settings.max_response_bytes) == (DEFAULT_MAX_PIXELS, 10_000_000)
@@ -56,6 +65,15 @@ def test_a_mounted_volume_takes_the_outputs(tmp_path: Path) -> None:
 def test_several_checkpoints_have_a_colon_between_them(tmp_path: Path) -> None:
     assert read(tmp_path, SD_CHECKPOINT="b.safetensors: a file.ckpt :").checkpoints == ("b.safetensors", "a file.ckpt")
     assert read(tmp_path, SD_CHECKPOINT=" : ").checkpoints == ()
+
+
+def test_folders_have_a_colon_between_them(tmp_path: Path) -> None:
+    settings = read(tmp_path, SD_LORAS="/a: /b c :", SD_UPSCALERS="~/u", SD_VAES=" : ")
+    assert settings.folders == {Kind.LORA: (Path("/a"), Path("/b c")), Kind.UPSCALER: (Path.home() / "u",)}
+
+
+def test_every_kind_of_file_but_checkpoints_has_a_variable(tmp_path: Path) -> None:
+    assert read(tmp_path, **dict.fromkeys(FOLDER_VARIABLES.values(), "/x")).folders.keys() == FOLDERS.keys()
 
 
 def test_the_queue_and_the_realtime_port_are_sources_of_jobs(tmp_path: Path) -> None:
