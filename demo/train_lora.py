@@ -19,12 +19,13 @@ from demo.optimize import Optimizer
 from demo.train_colours import tinted_latents
 from demo.train_diffusion import PROMPT_DROPOUT, training_rows
 from sd_core.adapters.delta import LowRank
+from sd_core.adapters.names import diffusers_name
 from sd_core.formats.load import Networks, load_networks
 from sd_core.models.attention import SpatialTransformer
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.given import Adapter, Given
 from sd_core.models.layers import Conv2d, GatedLinear, Linear
-from sd_core.models.unet import UNet
+from sd_core.models.unet import UNet, UNetConfig
 from sd_core.models.vae import VAE
 from sd_core.text.tokenizer import CLIPTokenizer
 
@@ -93,12 +94,13 @@ def training_set(vae: VAE, count: int) -> tuple[Tensor, list[str]]:
     return tinted_latents(vae, scenes), [scene.prompt for scene in scenes]
 
 
-def kohya_tensors(lora: Lora) -> dict[str, Tensor]:
-    """The file's tensors, in half precision, under kohya's names."""
+def kohya_tensors(lora: Lora, config: UNetConfig) -> dict[str, Tensor]:
+    """The file's tensors, in half precision, under kohya's names: those of diffusers, joined by underscores."""
     tensors = {}
     for prefix, adapters in (("lora_te_", lora.text), ("lora_unet_", lora.unet)):
         for name, layer in zip(adapters.names, adapters.trained, strict=True):
-            module = prefix + name.replace(".", "_")
+            spelled = diffusers_name(name, config) if adapters is lora.unet else name
+            module = prefix + spelled.replace(".", "_")
             tensors[f"{module}.lora_down.weight"] = layer.down
             tensors[f"{module}.lora_up.weight"] = layer.up.reshape(*layer.up.shape, *[1] * (layer.down.dim() - 2))
             tensors[f"{module}.alpha"] = torch.tensor(float(RANK))
@@ -140,7 +142,7 @@ def main() -> None:
             averaged = Lora(networks)
             averaged.load_state_dict(optimizer.averaged())
             arguments.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(kohya_tensors(averaged), arguments.file, METADATA)
+            save_file(kohya_tensors(averaged, networks.unet.config), arguments.file, METADATA)
 
 
 if __name__ == "__main__":
