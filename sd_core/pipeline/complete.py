@@ -76,6 +76,7 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
         "outpaint": None if outpaint == Outpaint() else outpaint,
         "vae": _own_or(values["vae"]),
         "loras": tuple(lora.completed for lora in values["loras"]),
+        "controlnets": tuple(replace(unit, image=None) for unit in values["controlnets"]),
         **_strengths(values, sampler),
     }
     request = make(into, {**values, **filled})
@@ -138,6 +139,14 @@ def unusable(checked: Checked) -> list[str]:
     problems = [f"{written[name]}: needs an image" for name in lacking]
     if values["outpaint"] is not None and values["resize_mode"] == "latent":
         problems.append("resize_mode: latent cannot be used with outpaint")
+    is_masked = values["mask"] is not None or values["outpaint"] is not None
+    for index, unit in enumerate(values["controlnets"]):
+        if unit is None:
+            continue  # it is among the problems already
+        if unit.image is None and "image" not in written:
+            problems.append(f"controlnets[{index}].image: is required, because the job has no image")
+        if unit.preprocessor == "inpaint" and not is_masked:
+            problems.append(f"controlnets[{index}].preprocessor: inpaint needs a mask or outpaint")
     return problems
 
 
