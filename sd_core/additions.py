@@ -15,6 +15,8 @@ MAX_LORAS = 8
 MAX_WEIGHT = 4
 MAX_CONTROLNETS = 3
 MAX_CONTROL = 2
+MAX_IP_ADAPTERS = 2
+MAX_IMAGE_WEIGHT = 2
 IMAGE_SCALE = 1.5
 
 # A1111's names for the VAE of the checkpoint.
@@ -222,6 +224,36 @@ def controlnet_from_text(text: str) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IPAdapter:
+    """An image that is read beside the prompt, through an IP-Adapter."""
+
+    model: str = option(
+        min_length=1,
+        max_length=MAX_NAME,
+        aliases=("name", "path"),
+        meaning="a file in `ip_adapters/`, without its ending; it needs its image encoder in `clip_vision/`",
+    )
+    image: np.ndarray = option(
+        aliases=("ip_adapter_image", "image_url"), private=True, shown=False, meaning="the middle square of it is read"
+    )
+    weight: float = option(1.0, low=0, high=MAX_IMAGE_WEIGHT, aliases=("ip_adapter_scale", "strength", "scale"))
+    start: float = option(
+        0.0,
+        low=0,
+        high=1,
+        aliases=("guidance_start", "start_percent", "start_at"),
+        meaning="the part of the steps before it acts",
+    )
+    end: float = option(
+        1.0,
+        low=0,
+        high=1,
+        aliases=("guidance_end", "end_percent", "end_at"),
+        meaning="the part of the steps after which it no longer acts",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Additions:
     """Adapters and networks from files."""
 
@@ -234,6 +266,7 @@ class Additions:
         from_text=controlnet_from_text,
         meaning="ControlNets and T2I-Adapters",
     )
+    ip_adapters: tuple[IPAdapter, ...] = option((), max_items=MAX_IP_ADAPTERS, meaning="images that act as prompts")
     image_scale: float = option(
         IMAGE_SCALE,
         low=0,

@@ -20,6 +20,7 @@ from sd_core.library import Library
 from sd_core.nested import MAX_SIDE
 from sd_core.pipeline.complete import complete, find_model, implied, unusable, with_image, without_effect
 from sd_core.pipeline.control import with_hints
+from sd_core.pipeline.image_prompts import with_references
 from sd_core.pipeline.model import ModelInfo, StableDiffusion
 from sd_core.request import Request
 
@@ -75,6 +76,7 @@ class Model:
             request, about = with_image(request, image, mask, values["width"], values["height"], max_pixels)
         hints = [None if unit.image is None else _rgb(unit.image) for unit in values["controlnets"]]
         request, about_hints = with_hints(request, hints)
+        request = with_references(request, [_rgb(unit.image) for unit in values["ip_adapters"]])
         future = self._running_engine().submit(request)
         try:
             result = future.result()

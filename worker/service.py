@@ -14,6 +14,7 @@ from PIL import Image
 from sd_core.errors import InvalidImage, OutOfMemory, SDError
 from sd_core.pipeline.complete import with_image
 from sd_core.pipeline.control import with_hints
+from sd_core.pipeline.image_prompts import with_references
 from sd_core.request import Observe, Request, Result
 from worker.api.job import Job, Limits, parse_request, uid_of
 from worker.api.parameters import picture_of, with_text
@@ -140,9 +141,10 @@ def _with_warnings(job: Job, *warnings: str) -> Job:
 
 
 async def _with_its_images(job: Job, service: Service) -> Job:
-    """The job with its image, mask and control images, fetched, decoded and resized, and with warnings about them."""
+    """The job with its image, mask, control images and image prompts, fetched and decoded, and warnings about them."""
     sources = {"image": job.source, "mask": job.mask_source if job.source is not None else None}
     sources |= {f"controlnets[{index}].image": source for index, source in enumerate(job.hint_sources)}
+    sources |= {f"ip_adapters[{index}].image": source for index, source in enumerate(job.reference_sources)}
     data: dict[str, bytes | str] = {}
     for name, source in sources.items():
         if source is not None:
@@ -186,6 +188,8 @@ def _decoded(job: Job, data: Mapping[str, bytes | str], limits: Limits) -> Job:
         warnings += about_image
     hints = [images.get(f"controlnets[{index}].image") for index in range(len(job.hint_sources))]
     request, about_hints = with_hints(request, hints)
+    references = [images[f"ip_adapters[{index}].image"] for index in range(len(job.reference_sources))]
+    request = with_references(request, references)
     return _with_warnings(replace(job, request=request), *warnings, *about_hints)
 
 

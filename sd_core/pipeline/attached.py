@@ -12,6 +12,7 @@ from sd_core.models.rrdbnet import RRDBNet
 from sd_core.nested import UPSCALERS
 from sd_core.pipeline.embeddings import vocabulary_of
 from sd_core.pipeline.guides import guides_of
+from sd_core.pipeline.image_prompts import Reference, references_of
 from sd_core.pipeline.loras import NO_LORAS, Loras, loras_of
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.once import Once
@@ -32,6 +33,7 @@ class Loaded:
     loras: Loras = NO_LORAS
     attached: Attachments = UNATTACHED
     guides: tuple[Guide, ...] = ()
+    references: tuple[Reference, ...] = ()
 
     def attached_to(self, run: int) -> Attachments:
         """What is attached to the UNet in the run of this index."""
@@ -48,6 +50,7 @@ class Needs:
     vocabulary: Load[Vocabulary] | None = None
     upscaler: Load[RRDBNet] | None = None
     guides: Load[tuple[Guide, ...]] | None = None
+    references: Load[tuple[Reference, ...]] | None = None
     loras: Load[Loras] | None = None
 
     @classmethod
@@ -57,13 +60,14 @@ class Needs:
             vocabulary=vocabulary_of(model, library),
             upscaler=_upscaler(request, model, library),
             guides=guides_of(request, model, library),
+            references=references_of(request, model, library),
             loras=loras_of(request, model, library),
         )
 
     @property
     def is_large(self) -> bool:
-        """Whether it may take seconds to read."""
-        return self.upscaler is not None or self.guides is not None
+        """Whether it may take seconds to read: embeddings alone are small."""
+        return replace(self, vocabulary=None) != NONE
 
     def loading(self) -> "Loading":
         """What reads all of it, once for all images of a job."""
@@ -74,6 +78,7 @@ class Needs:
             vocabulary=self.vocabulary and self.vocabulary(),
             upscaler=self.upscaler and self.upscaler(),
             guides=() if self.guides is None else self.guides(),
+            references=() if self.references is None else self.references(),
             loras=self.loras() if self.loras else NO_LORAS,
         )
 

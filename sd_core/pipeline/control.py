@@ -16,9 +16,10 @@ from sd_core.models.t2i_adapter import T2IAdapter
 from sd_core.pipeline.images import Frame, Source, digest
 from sd_core.pipeline.once import Once
 from sd_core.pipeline.sizes import resized
+from sd_core.pipeline.span import acts
 from sd_core.preprocessors.preprocess import inpaint_hint, preprocess
 from sd_core.request import Request
-from sd_core.work import UNATTACHED, Attachments, Control, Guide, HintWork, HostTask
+from sd_core.work import Control, Guide, HintWork, HostTask
 
 SOFT = 0.825
 """Each output of a ControlNet that prompts outweigh has this part of the next deeper one's weight."""
@@ -46,29 +47,13 @@ class Steering:
     prompts_only: bool = False
 
     def acts(self, step: int, steps: int) -> bool:
-        """Whether it acts at step `step` of `steps` (diffusers' rule)."""
-        return step / steps >= self.start and (step + 1) / steps <= self.end
+        """Whether it acts at step `step` of `steps`."""
+        return acts(step, steps, self.start, self.end)
 
-
-@dataclass(frozen=True)
-class Attached:
-    """What is attached to the UNet in one run of an image: always, and in some of its steps."""
-
-    always: Attachments = UNATTACHED
-    steering: tuple[Steering, ...] = ()
-
-    def at(self, step: int, steps: int, rows: int, negatives: int) -> Attachments:
-        """For so many rows of a call, the first `negatives` of which belong to the negative prompt."""
-        prompts = tuple(range(negatives, rows)) if negatives else None
-        controls = tuple(
-            replace(each.control, rows=prompts) if each.prompts_only else each.control
-            for each in self.steering
-            if each.acts(step, steps)
-        )
-        return replace(self.always, controls=controls) if controls else self.always
-
-
-NOTHING_ATTACHED = Attached()
+    def on(self, rows: int, negatives: int) -> Control:
+        """The control for so many rows, the first `negatives` of which belong to the negative prompt."""
+        is_part = self.prompts_only and negatives
+        return replace(self.control, rows=tuple(range(negatives, rows))) if is_part else self.control
 
 
 @dataclass(frozen=True)

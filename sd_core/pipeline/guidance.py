@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from sd_core.additions import IMAGE_SCALE
+from sd_core.pipeline.attaching import NOTHING_ATTACHED, Attached
 from sd_core.pipeline.conditioning import Conditioning, Rows
-from sd_core.pipeline.control import NOTHING_ATTACHED, Attached
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.span import acts
 from sd_core.request import Request
 from sd_core.work import (
     PLAIN,
@@ -59,8 +60,8 @@ class Guiding:
         )
 
     def acts(self, step: int, steps: int) -> bool:
-        """Whether step `step` of `steps` is guided (diffusers' rule for a ControlNet)."""
-        return step / steps >= self.start and (self.end == 1 or (step + 1) / steps <= self.end)
+        """Whether step `step` of `steps` is guided."""
+        return acts(step, steps, self.start, self.end)
 
 
 UNCHANGED = Guiding()

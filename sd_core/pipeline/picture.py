@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from sd_core.pipeline.attached import Loaded, Loading
+from sd_core.pipeline.attaching import Attached
 from sd_core.pipeline.conditioning import Prompts, encoded
-from sd_core.pipeline.control import Attached, Hints
+from sd_core.pipeline.control import Hints
 from sd_core.pipeline.hires import second_start
+from sd_core.pipeline.image_prompts import shown_of
 from sd_core.pipeline.images import PendingImage, Source
 from sd_core.pipeline.inpaint import Masked
 from sd_core.pipeline.model import StableDiffusion
@@ -41,7 +43,8 @@ def picture(
     start = yield from begin(model, noises[0], source, tiling=tiling)
     sizes = sizes_of(request)
     steering = yield from hints.steering(loaded.guides, 0, sizes[0], source, model.device)
-    attached = Attached(loaded.attached_to(0), steering)
+    shown = yield from shown_of(loaded.references)
+    attached = Attached(loaded.attached_to(0), steering, shown)
     latents = yield from start.shown(
         sample(runs[0], model, conditioning, start.latents, noises[0], on_step, start.wrap, start.noise, attached)
     )
@@ -55,7 +58,7 @@ def picture(
         steering = yield from hints.steering(loaded.guides, index, sizes[index], larger, model.device)
         if on_step is not None:
             on_step = after(len(runs[0].grid(model)) - 1, runs[0].calls(model), on_step)
-        attached = Attached(loaded.attached_to(index), steering)
+        attached = Attached(loaded.attached_to(index), steering, shown)
         latents = yield from start.shown(
             sample(run, model, conditioning, start.latents, noise, on_step, start.wrap, start.noise, attached)
         )

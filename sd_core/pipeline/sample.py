@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from sd_core.pipeline.ahead import supplied
+from sd_core.pipeline.attaching import NOTHING_ATTACHED, Attached
 from sd_core.pipeline.conditioning import Conditioning
-from sd_core.pipeline.control import NOTHING_ATTACHED, Attached
 from sd_core.pipeline.guidance import UNCHANGED, Guiding, guided
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.watch import OnStep, watched

@@ -11,9 +11,9 @@ from PIL import Image
 
 from sd_core.additions import ControlNet, controlnet_from_text
 from sd_core.models.controlnet import ControlNet as ControlNetwork
+from sd_core.pipeline.attaching import Attached
 from sd_core.pipeline.control import (
     SOFT_FEATURES,
-    Attached,
     Hints,
     Steering,
     hint_image,

@@ -101,8 +101,8 @@ class Job:
     """One valid job.
 
     `source` is where its image comes from, `mask_source` its mask, `hint_sources` the image of each of its ControlNets,
-    None for one that takes the job's own. Until they are loaded, `request` has none, and the
-    model's size unless the job asks for one; `width` and `height` are what the job asks for.
+    None for one that takes the job's own, `reference_sources` that of each of its IP-Adapters. Until they are loaded,
+    `request` has none, and the model's size unless the job asks for one; `width` and `height` are what it asks for.
     """
 
     request: Request
@@ -110,6 +110,7 @@ class Job:
     source: str | None
     mask_source: str | None
     hint_sources: tuple[str | None, ...]
+    reference_sources: tuple[str, ...]
     width: int | None
     height: int | None
     warnings: tuple[str, ...]
@@ -174,7 +175,9 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     idle = without_effect(record, replace(checked, written=written))
     warnings = (*body.warnings, *filled.warnings, *idle)
     hints = tuple(unit.image for unit in values["controlnets"])
-    return Job(request, door, values["image"], values["mask"], hints, values["width"], values["height"], warnings)
+    references = tuple(unit.image for unit in values["ip_adapters"])
+    sources = values["image"], values["mask"], hints, references
+    return Job(request, door, *sources, values["width"], values["height"], warnings)
 
 
 def _attempt(problems: list[str], attempt: Callable[[], T]) -> T | None:
