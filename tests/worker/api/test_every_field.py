@@ -130,9 +130,15 @@ def test_an_image_prompt_without_its_image_is_ignored_with_a_warning() -> None:
     assert [each.weight for each in job.request.ip_adapters] == [0.5]
     written = infotext(job, 5, MODEL)
     assert "aGk=" not in written and "plus" in written
-    for text in (written, parameters(job)):
+    ignored = (
+        "an entry was ignored: ip_adapters[0].image: is required",
+        "ip_adapters was ignored: send the images again",
+    )
+    for text, reason in zip((written, parameters(job)), ignored, strict=True):
         again = parse_request({"parameters": text}, LIMITS)
         assert again.request.ip_adapters == ()
-        assert again.warnings == ("parameters: an entry was ignored: ip_adapters[0].image: is required",)
+        assert len(again.warnings) == 1 and again.warnings[0].startswith(f"parameters: {reason}")
         with_image = parse_request({"parameters": text, "ip_adapters": [unit]}, LIMITS)
         assert with_image.request.ip_adapters == job.request.ip_adapters
+    again = parse_request({"parameters": parameters(job), "ip_adapters": [{"image": "aGk="}]}, LIMITS)
+    assert again.request.ip_adapters == job.request.ip_adapters and not again.warnings
