@@ -7,10 +7,9 @@ A picture that carries one of these is replaced by its text before a job is pars
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
-from sd_core.additions import OWN_VAE
+from sd_core.additions import IMAGED, OWN_VAE
 from sd_core.checks import check, require, same, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record
@@ -23,8 +22,6 @@ from worker.api.infotext_in import read_infotext
 from worker.api.names import scheduler_meant
 
 NAMES = (PREFIX, "infotext")
-# Lists whose entries have images, and the job's own field that an entry without one takes its image from, if any.
-IMAGED: Mapping[str, str | None] = MappingProxyType({"controlnets": "image", "ip_adapters": None})
 MODEL_NAMES = {"model", "name", "path"}
 MAX_JSON = 1 << 20  # characters
 # How base64 of a PNG, a JPEG and a WebP file begins.
@@ -99,8 +96,7 @@ def _with_images(
             for unit, sent in zip(recorded, given, strict=True)
         ]
         return {**own, name: merged}, found
-    has_image = IMAGED[name] in named
-    kept = [unit for unit in units if "image" in unit or has_image]
+    kept = [unit for unit in units if "image" in unit or "image" in named]
     values = {other: value for other, value in found.values.items() if other != name} | ({name: kept} if kept else {})
     warnings = found.warnings
     if len(kept) < len(units):
