@@ -67,8 +67,8 @@ class Needs:
 
     @property
     def is_large(self) -> bool:
-        """Whether it may take seconds to read."""
-        return self.upscaler is not None or self.guides is not None
+        """Whether it may take seconds to read: embeddings alone are small."""
+        return replace(self, vocabulary=None) != NONE
 
     def loading(self) -> "Loading":
         """What reads all of it, once for all images of a job."""

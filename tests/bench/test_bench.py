@@ -38,6 +38,7 @@ PROMISED = {
     "demo": {"seconds", "timings_ms"},
     "batch": {"seconds", "ratio_to_batch_1"},
     "deepcache": {"seconds", "speedup", "denoise_speedup"},
+    "models": {"alternating_s", "sorted_s", "ratio", "together_ratio", "longest_step"},
     "prompts": {"short_s", "mixed_s", "ratio", "parse_s"},
     "samplers": {"seconds", "ratio", "waiting"},
 }

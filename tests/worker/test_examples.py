@@ -15,8 +15,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from sd_core.fields import Record
+from sd_core.formats.detect import NUM_HEADS_KEY, detect
+from sd_core.models.controlnet import ControlNetConfig
+from tests.support.controls import random_controlnet
 from tests.support.pictures import data_uri
 from worker.api.docs import PAGE
 from worker.api.job import JOB
@@ -56,8 +61,10 @@ def named(record: Record, job: dict[str, Any], prefix: str = "") -> set[str]:
         field = record.names.get(name)
         if field is not None:
             found.add(prefix + field.name)
-            if field.record is not None and isinstance(value, dict):
-                found |= named(field.record, value, f"{prefix}{field.name}.")
+            items = value if isinstance(value, list) else [value]
+            for item in items if field.record is not None else ():
+                if isinstance(item, dict):
+                    found |= named(field.record, item, f"{prefix}{field.name}.")
     return found
 
 
@@ -67,12 +74,25 @@ def fields(record: Record, prefix: str = "") -> set[str]:
     return own.union(*nested)
 
 
+def write_files(folder: Path) -> None:
+    """The files that examples name, for the demo model."""
+    with safe_open(WEIGHTS / "demo.safetensors", "pt") as file:
+        names, metadata = file.keys(), file.metadata()
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    config = ControlNetConfig(detect(shapes, metadata).unet)
+    heads = {NUM_HEADS_KEY: str(config.unet.num_heads)}
+    save_file(random_controlnet(config), folder / "control_v11p_sd15_canny.safetensors", metadata=heads)
+
+
 @pytest.fixture(scope="module")
 def handler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SD_WEIGHTS", str(WEIGHTS))
         patch.setenv("SD_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
         patch.setenv("SD_DEVICE", "cpu")
+        controlnets = tmp_path_factory.mktemp("controlnet")
+        write_files(controlnets)
+        patch.setenv("SD_CONTROLNETS", str(controlnets))
         module = importlib.import_module("handler")
         yield module
         module.service().engine.close()
