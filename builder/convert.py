@@ -15,13 +15,12 @@ from builder.lock import hold
 from builder.source import DTYPES, Part, Source, dtype_name, plan
 from builder.write import remove_partial, write_safetensors
 from sd_core.errors import ModelError
-from sd_core.formats.detect import OVERRIDES, Architecture
+from sd_core.formats.detect import OVERRIDES, SOURCE_SHA256_KEY, Architecture
 from sd_core.formats.files import open_safetensors
 from sd_core.formats.prediction import EPSILON, PREDICTION_TYPE_KEY, PREDICTION_TYPES, ZERO_SNR_KEY
 from sd_core.formats.unpickle import open_checkpoint
 from sd_core.pipeline.preview import METADATA_KEY as LATENT_TO_RGB_KEY
 
-SOURCE_SHA256_KEY = "sd_core.source_sha256"
 ARCHITECTURE_KEY = "sd_core.architecture"
 DTYPE_KEY = "sd_core.dtype"
 VERSION_KEY = "sd_core.builder_version"

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from sd_core.models.controlnet import ControlNet, ControlNetConfig
 from torch import Tensor
 
 from demo.assemble import CHECKPOINT, WEIGHTS
@@ -22,6 +21,7 @@ from demo.dataset import Figure, Scene, render, training_scene
 from demo.optimize import Optimizer, to_model_range
 from demo.train_diffusion import PROMPT_DROPOUT, training_rows
 from sd_core.formats.load import Networks, load_networks
+from sd_core.models.controlnet import ControlNet, ControlNetConfig
 from sd_core.models.given import Residuals
 from sd_core.text.tokenizer import CLIPTokenizer
 

@@ -41,7 +41,7 @@ class Kind(StrEnum):
 ENDINGS: Mapping[Kind, tuple[str, ...]] = {
     Kind.CHECKPOINT: (".safetensors", ".ckpt"),
     Kind.LORA: (".safetensors", ".pt", ".ckpt", ".bin"),
-    Kind.EMBEDDING: (".safetensors", ".pt", ".bin"),
+    Kind.EMBEDDING: (".safetensors", ".pt", ".bin", ".png", ".webp"),
     Kind.CONTROLNET: (".safetensors", ".pth", ".pt", ".bin"),
     Kind.VAE: (".safetensors", ".ckpt", ".pt"),
     Kind.UPSCALER: (".safetensors", ".pth", ".pt"),

@@ -3,14 +3,11 @@
 Both are coroutines: they yield a question and are resumed with the answer.
 """
 
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
-
-from sd_core.models.controlnet import ControlNet
-from sd_core.models.t2i_adapter import T2IAdapter
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -148,8 +145,18 @@ class EncodeWork:
     tiling: bool = False
 
 
-Guide = ControlNet | T2IAdapter
-"""A network that steers a UNet by a hint."""
+class Guide(Protocol):
+    """A network that steers a UNet by a hint: a ControlNet or a T2I-Adapter. Equal keys mean equal networks."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def hint_channels(self) -> int: ...
+
+    def hint_bytes(self, pixels: int, /) -> int:
+        """Memory that embedding a hint of so many pixels holds at its peak, beyond weights."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,44 @@ class HintWork:
     key: Hashable
     pixels: Tensor
     tiling: bool = False
+
+
+class ImageTokenizer(Protocol):
+    """Makes tokens of images. Those with equal keys make the same."""
+
+    @property
+    def key(self) -> Hashable: ...
+
+    def bytes_for(self, images: int) -> int:
+        """Memory that a forward holds at its peak for so many images, beyond weights."""
+        ...
+
+    def tokens(self, pixels: Tensor) -> Tensor:  # (B, 3, side, side) -> (B, T, D)
+        ...
+
+    def no_tokens(self) -> Tensor:
+        """Those of no image (1, T, D)."""
+        ...
+
+
+class ImageAdapter(Protocol):
+    """What the attentions of a UNet read images by."""
+
+    def read(self, tokens: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Keys and values of tokens (B, T, D), (B, T, dim) each, by the names of attentions in its files' order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageWork:
+    """An image's pixels (1, 3, side, side), normalized as the network takes them; answered by a `Context` of tokens.
+
+    Works with equal keys hold equal pixels. Without pixels, the answer is that for no image.
+    """
+
+    network: ImageTokenizer
+    key: Hashable
+    pixels: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -207,6 +252,19 @@ class Control:
 
 
 @dataclass(frozen=True)
+class ImagePrompt:
+    """An image that the rows `rows` of a work read beside their prompts, None: all of them; and how strongly."""
+
+    adapter: ImageAdapter = field(compare=False, repr=False)
+    tokens: Context
+    weight: float
+    rows: tuple[int, ...] | None = None
+
+    def acts_on(self, row: int) -> bool:
+        return self.rows is None or row in self.rows
+
+
+@dataclass(frozen=True)
 class Attachments:
     """What is attached to a UNet for one work: the same for all of its rows, unless it names rows.
 
@@ -215,6 +273,7 @@ class Attachments:
 
     adapters: tuple[Applied, ...] = ()
     controls: tuple[Control, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
 
 
 UNATTACHED = Attachments()
@@ -278,7 +337,7 @@ class HostTask:
     loads: bool = False
 
 
-Work = TextWork | EncodeWork | HintWork | UNetWork | DecodeWork | UpscaleWork
+Work = TextWork | EncodeWork | HintWork | ImageWork | UNetWork | DecodeWork | UpscaleWork
 """Work for a network. Each type is registered with the kind that runs it, in `sd_core.engine.kinds`."""
 
 # An image being generated: asks for `Work` and `HostTask`s; the task that it returns makes the pixels (H, W, 3).

@@ -1,5 +1,6 @@
 import inspect
 import pydoc
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import sd_core
+from tests.support.upscalers import write_upscaler
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "weights" / "demo.safetensors"
 
@@ -79,6 +81,18 @@ def test_the_masked_part_of_an_image_is_repainted(model: sd_core.Model) -> None:
     assert np.array_equal(np.asarray(same), np.asarray(image))
     with pytest.raises(sd_core.InvalidRequest, match="mask: needs an image"):
         model.generate("a cat", mask=mask)
+
+
+def test_files_beside_the_checkpoint_are_found(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    weights = Path(shutil.copytree(tiny_checkpoint.parent, tmp_path / "w"))
+    (weights / "upscalers").mkdir()
+    write_upscaler(weights / "upscalers" / "x4.pth")
+    with sd_core.load(weights / tiny_checkpoint.name, device="cpu") as model:
+        hires = {"upscaler": "x4", "strength": 0.5}
+        (image,) = model.generate("a cat", steps=1, seed=1, width=64, height=64, hires=hires)
+        assert image.size == (128, 128)
+        with pytest.raises(sd_core.InvalidRequest, match=r"hires\.upscaler: 'x5' is not here; there are: .*, x4"):
+            model.generate("a cat", steps=1, hires={**hires, "upscaler": "x5"})
 
 
 def test_every_bad_argument_is_named() -> None:

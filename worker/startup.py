@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from sd_core.catalogue import Catalogue, Kind
 from sd_core.engine.checkpoints import Checkpoints
 from sd_core.engine.engine import Engine
 from sd_core.engine.graphs import Bucket, Step
-from sd_core.errors import SDError
+from sd_core.errors import InvalidRequest, SDError
 from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
 from worker import log
@@ -43,9 +44,10 @@ def start(settings: Settings) -> Service:
             checkpoint = _safetensors(file.checkpoint)
             if checkpoint != file.checkpoint:
                 phases.end("convert")
-            models.append(StableDiffusion.load(checkpoint, file.tokenizer, settings.device, settings.dtype))
+            lender = (lambda: models[0]) if models else None
+            models.append(StableDiffusion.load(checkpoint, file.tokenizer, settings.device, settings.dtype, lender))
             phases.end("load")
-    checkpoints = Checkpoints(models, _catalogue(found), _safetensors, compiled_forwards)
+    checkpoints = Checkpoints(models, _catalogue(found), compiled_forwards)
     with _explained(settings, found, found[0]):
         engine = _warm_engine(settings, models, checkpoints, library)
         encode(np.zeros((8, 8, 3), np.uint8), "png", "")  # Pillow looks for its writers at the first image
@@ -59,7 +61,16 @@ def start(settings: Settings) -> Service:
         "start_ms": phases.milliseconds(),
     }
     log.log.info("ready", extra={"fields": about})
-    return Service(settings, engine, identities, Limits(settings.max_pixels, NativeSizes(checkpoints)))
+    limits = Limits(settings.max_pixels, NativeSizes(checkpoints), partial(_has_vae, library))
+    return Service(settings, engine, identities, limits)
+
+
+def _has_vae(library: Library, name: str) -> bool:
+    try:
+        library.find(Kind.VAE, name, "vae")
+    except InvalidRequest:
+        return False
+    return True
 
 
 def _catalogue(found: Sequence[Found]) -> Catalogue:

@@ -34,6 +34,7 @@ PRESETS: Mapping[str, tuple[float, ...]] = MappingProxyType(
 )
 
 MAX_FACTOR = 16.0
+"""The largest of them: a strength beyond any use, that cannot overflow."""
 
 _BLOCK = re.compile(r"(input|output)_blocks\.(\d+)\.|(middle)_block\.")
 

@@ -142,7 +142,7 @@ def general(module: Module) -> Delta:
         raise module.error("a1", f"and the tensors beside it do not fit a weight of shape {list(module.shape)}")
     if b1.shape[1] != b2.shape[0]:
         raise module.error("b1", f"has rank {b1.shape[1]}, but the tensor beside it has {b2.shape[0]}")
-    scale, base = module.scale(rank), module.base.float()
+    scale, base = module.scale(rank), module.values
     if module.inputs == inputs:  # W A is of low rank as well
         up = torch.cat([base.flatten(1) @ a1, b1], dim=1).mul_(scale)
         return LowRank(_inputs_of(torch.cat([a2, b2]), module), up, module.stride)
@@ -159,7 +159,7 @@ def decomposed(change: Delta, module: Module) -> Delta:
     on_out = part == "magnitude" or given.shape[0] == given.numel()
     if given.numel() != (out if on_out else inputs):
         raise module.error(part, f"of shape {list(given.shape)} does not fit a weight of shape {list(module.shape)}")
-    changed = module.base.float() + change.weight()
+    changed = module.values + change.weight()
     length = changed.movedim(0 if on_out else 1, 0).flatten(1).norm(dim=1)
     return Reweighed(module.base, given.flatten() / (length + EPS), on_out, change, module.stride)
 

@@ -50,10 +50,15 @@ class Module:
 
     @property
     def base(self) -> Tensor:
-        """The layer's own weight, as it is loaded. It belongs to the network."""
+        """The layer's own weight, as it is loaded: it belongs to the network, and lies on the network's device."""
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
         return weight.detach()[:, : self.shape[1]]
+
+    @property
+    def values(self) -> Tensor:
+        """The numbers of `base`, float32 on the CPU, where a file's tensors are."""
+        return self.base.to("cpu", torch.float32)
 
     def narrowed(self, channels: int) -> "Module":
         """The same as if the layer took fewer input channels."""

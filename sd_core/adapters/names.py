@@ -22,8 +22,8 @@ Layer = tuple[str, str]
 
 # Prefixes before names whose parts are joined by "_", and before names whose parts are joined by ".".
 _JOINED = {
-    UNET: ("lora_unet_", "lycoris_", "lycoris_unet_", "oft_unet_", "lora_prior_unet_", "unet_"),
-    TEXT: ("lora_te_", "lora_te1_", "lycoris_te_", "lycoris_te1_", "oft_te_", "lora_prior_te_", "text_encoder_"),
+    UNET: ("lora_unet_", "lycoris_", "lycoris_unet_", "oft_unet_", "lora_prior_unet_"),
+    TEXT: ("lora_te_", "lora_te1_", "lycoris_te_", "lycoris_te1_", "oft_te_", "lora_prior_te_"),
 }
 _DOTTED = {
     UNET: (

@@ -40,8 +40,8 @@ _PEFT_PARTS = {
 # diffusers' attention processors: `to_q_lora.down.weight`.
 _PROCESSOR = re.compile(r"(?P<layer>.+)_lora\.(?P<part>down\.weight|up\.weight|alpha)")
 
-BUNDLED = "bundle_emb."
-"""What the names of the embeddings begin with that a file brings along."""
+# The embeddings that a file brings along: `bundle_emb.WORD.string_to_param.*`.
+_BUNDLED = re.compile(r"bundle_emb\.(?P<word>.+?)\.(string_to_param\b.*|[^.]+)")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def found_in(stored: Iterable[str], names: Names) -> Found:
     looked_up: dict[str, Layer | None] = {}
     left: list[str] = []
     for name in stored:
-        if name.startswith(BUNDLED):
+        if _BUNDLED.fullmatch(name):
             continue
         layer_name, part = split(name) or ("", "")
         if layer_name not in looked_up:
@@ -94,3 +94,9 @@ def found_in(stored: Iterable[str], names: Names) -> Found:
         parts_of[layer][part] = name
         called.setdefault(layer, layer_name)
     return Found({layer: Parts(called[layer], parts) for layer, parts in parts_of.items()}, tuple(left))
+
+
+def bundled_names(stored: Iterable[str]) -> tuple[str, ...]:
+    """The words of the embeddings that a file brings along."""
+    matches = (_BUNDLED.fullmatch(name) for name in stored)
+    return tuple(dict.fromkeys(match["word"] for match in matches if match))

@@ -1,6 +1,7 @@
 """Where the tensors of an adapter come from."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,13 +14,14 @@ class Source:
     """Tensors by name that are read one at a time, on the CPU.
 
     What `read` returns need stay valid only until the next call. `digest` returns the sha256 of the tensors' bytes,
-    which may take as long as all the rest, so it is called last.
+    which may take as long as all the rest, so it is called last; `header` says which of the bytes are which tensor.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
     read: Callable[[str], Tensor] = field(repr=False)
     digest: Callable[[], str] = field(repr=False)
+    header: bytes = field(repr=False)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> "Source":
@@ -32,4 +34,4 @@ class Source:
             return sha256.hexdigest()
 
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return cls(shapes, metadata or {}, tensors.__getitem__, digest)
+        return cls(shapes, metadata or {}, tensors.__getitem__, digest, json.dumps(list(shapes.items())).encode())

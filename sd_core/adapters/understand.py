@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from sd_core.adapters.apply import Adapter
 from sd_core.adapters.bases import V1, base_of
+from sd_core.adapters.contents import contents_of
 from sd_core.adapters.delta import Delta, Dense, LowRank
-from sd_core.adapters.families import Family, decomposed, family_of, is_decomposed
+from sd_core.adapters.families import Family, decomposed, is_decomposed
 from sd_core.adapters.module import Module
 from sd_core.adapters.names import TEXT, UNET, Names
-from sd_core.adapters.parts import found_in
 from sd_core.adapters.scales import Scales
 from sd_core.adapters.source import Source
 from sd_core.errors import ModelError, show_some
@@ -42,23 +43,20 @@ def understand(
     if base not in (None, V1):
         raise ModelError(f"it is an adapter for {base}, not for {V1}")
     names, scales = Names.of(unet, text_encoder), Scales.of(source.metadata)
-    found = found_in(source.shapes, names)
-    deltas: dict[str, dict[str, Delta]] = {UNET: {}, TEXT: {}}
-    unused = list(found.left)
-    for (network, name), parts in found.layers.items():
-        family = family_of(parts.stored)
-        unused += (each for part, each in parts.stored.items() if family is None or part not in family.parts)
-        if family is not None:
-            layer = names.layers[network, name]
-            shape = tuple(layer.get_parameter("weight").shape)
-            module = Module(parts.name, layer, network, parts.stored, source.read, scales, shape)
-            narrow = unet.config.out_channels if (network, name) == (UNET, FIRST_CONVOLUTION) else None
-            deltas[network][name] = _change(family, module, narrow).to(device, dtype)
-    if not any(deltas.values()):
+    contents = contents_of(source.shapes, names)
+    if not contents.layers:
         raise ModelError(f"none of its {len(source.shapes)} tensors fits this model: {show_some(source.shapes)}")
+    deltas: dict[str, dict[str, Delta]] = {UNET: {}, TEXT: {}}
+    for (network, name), (family, parts) in contents.layers.items():
+        layer = names.layers[network, name]
+        shape = tuple(layer.get_parameter("weight").shape)
+        module = Module(parts.name, layer, network, parts.stored, source.read, scales, shape)
+        narrow = unet.config.out_channels if (network, name) == (UNET, FIRST_CONVOLUTION) else None
+        deltas[network][name] = _change(family, module, narrow).to(device, dtype)
     digest = source.digest()
-    label = source.metadata.get(HASH_KEY, "") or digest
-    return Adapter(_key(source, digest), deltas[UNET], deltas[TEXT], label=label[:LABEL_DIGITS], ignored=tuple(unused))
+    return Adapter(
+        _key(source, digest), deltas[UNET], deltas[TEXT], label=_label(source, digest), ignored=contents.ignored
+    )
 
 
 def _change(family: Family, module: Module, narrow: int | None) -> Delta:
@@ -89,7 +87,14 @@ def _padded(kernels: Tensor, inputs: int) -> Tensor:
     return F.pad(kernels, (0, 0, 0, 0, 0, inputs - kernels.shape[1]))
 
 
+def _label(source: Source, digest: str) -> str:
+    """A1111's short hash of the file: what its metadata says, or what it is."""
+    said = source.metadata.get(HASH_KEY, "")
+    return (said if re.fullmatch(r"[0-9a-fA-F]{64}", said) else digest)[:LABEL_DIGITS]
+
+
 def _key(source: Source, digest: str) -> str:
-    """The content: the same bytes under other names are another adapter, and so is another scale."""
-    named = json.dumps([sorted(source.shapes.items()), sorted(source.metadata.items())])
-    return f"{digest}-{hashlib.sha256(named.encode()).hexdigest()[:16]}"
+    """The content: the same bytes under other names are another adapter, and so are others with another alpha."""
+    beside = hashlib.sha256(source.header)
+    beside.update(json.dumps(sorted(source.metadata.items())).encode())
+    return f"{digest}-{beside.hexdigest()[:32]}"

@@ -6,27 +6,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from sd_core.cache import LRU
 from sd_core.catalogue import Catalogue, Entry, Kind, UnknownFile
 from sd_core.engine.graphs import Bucket, Step
 from sd_core.errors import InvalidRequest, ModelError
-from sd_core.formats.check import meta_networks
-from sd_core.formats.detect import Architecture, detect, require_drawable
-from sd_core.formats.files import TensorFile, first_bytes, is_pickle, open_safetensors
-from sd_core.formats.unpickle import read_checkpoint
+from sd_core.formats.check import contained_networks
+from sd_core.formats.detect import SOURCE_SHA256_KEY, Contents
+from sd_core.formats.load import contents_of
+from sd_core.formats.unpickle import open_checkpoint
+from sd_core.formats.vae import vae_of
 from sd_core.layout.choose import bytes_in_use, lay_out
 from sd_core.pipeline.complete import find_model
-from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.model import StableDiffusion, StandaloneVAE
 from sd_core.text.tokenizer import MERGES_FILE, VOCAB_FILE, CLIPTokenizer
 
 # Headers that are kept, one for each version of a file.
 MAX_KNOWN = 4096
 
 Packages = Mapping[Bucket, Step]
-
-
-def _as_it_is(path: Path) -> Path:
-    return path
 
 
 def _not_compiled(model: StableDiffusion) -> Packages:  # noqa: ARG001
@@ -47,30 +46,30 @@ class Checkpoints(Mapping[str, About]):
     """What the head of each checkpoint says, by name: of those loaded at start, the default first, then of all others
     in the catalogue, the new ones too. Safe to use from several threads.
 
-    A lookup raises `InvalidRequest` if the file cannot be used. `safetensors` makes one of a file that is none, and
-    `compiled` finds the compiled forwards for a model; both are called when a checkpoint is read.
+    A lookup raises `InvalidRequest` if the file cannot be used. `compiled` finds the compiled forwards for a model that
+    has been read.
     """
 
     def __init__(
         self,
         models: Sequence[StableDiffusion],
         catalogue: Catalogue | None = None,
-        safetensors: Callable[[Path], Path] = _as_it_is,
         compiled: Callable[[StableDiffusion], Packages] = _not_compiled,
     ) -> None:
         self._catalogue = Catalogue({}) if catalogue is None else catalogue
-        self._safetensors, self.compiled = safetensors, compiled
+        self.compiled = compiled
         first = models[0]
         self._tokenizer, self._tokenizer_dir = first.tokenizer, first.file.path.parent
         self._device, self._dtype_name, self._dtype = first.device, first.info.dtype, first.dtype
         self._first = {model.info.name: model.file for model in models}
         self._outside = {name for name, file in self._first.items() if not self._has(name, file)}
         self._known: LRU[Entry, About] = LRU(MAX_KNOWN)
-        self._sizes: dict[Architecture, int] = {}
-        self._lock = threading.Lock()  # over the two above
+        self._sizes: dict[Contents, int] = {}
+        self._vae_sizes: LRU[Entry, int] = LRU(MAX_KNOWN)
+        self._lock = threading.Lock()  # over the three above
         for model in models:
-            size = sum(bytes_in_use(network, self._dtype) for network in model.networks.all)
-            self._sizes[model.networks.architecture] = size
+            size = sum(bytes_in_use(network, self._dtype) for network in model.by_key.values())
+            self._sizes[model.networks.architecture.contents] = size
             self._known.put(model.file, About(model.info.native_size, model.info.sha256, size))
 
     def __iter__(self) -> Iterator[str]:
@@ -104,12 +103,33 @@ class Checkpoints(Mapping[str, About]):
                 self._known.put(file, known)
         return known
 
-    def load(self, file: Entry) -> StableDiffusion:
-        """Read a checkpoint; takes seconds. Raises `InvalidRequest`."""
+    def files(self, model: str | None, vae: Entry | None) -> dict[Entry, int]:
+        """The files of a job's model, with the bytes that each takes once loaded. Raises `InvalidRequest`."""
+        file = self.find(model)
+        sizes = {file: self.about(file).nbytes}
+        return sizes if vae is None else {**sizes, vae: self._vae_bytes(vae)}
+
+    def load(self, file: Entry, models: Mapping[str, StableDiffusion]) -> StableDiffusion | StandaloneVAE:
+        """Read a checkpoint or a VAE; takes seconds. Raises `InvalidRequest`.
+
+        A checkpoint that lacks networks has those of the first one, which may be among the loaded `models`.
+        """
         with _named(file):
-            path = self._safetensors(file.path)
-            tokenizer = self._tokenizer_of(file.path.parent)
-            return StableDiffusion.read(file, tokenizer, str(self._device), self._dtype_name, path)
+            if file.kind is Kind.VAE:
+                return StandaloneVAE.read(file, self._device, self._dtype)
+            return self._read(file, lambda: self._first_of(models))
+
+    def _first_of(self, models: Mapping[str, StableDiffusion]) -> StableDiffusion:
+        file = self.find(None)
+        loaded = models.get(file.name)
+        if loaded is not None and loaded.file == file:
+            return loaded
+        with _named(file):
+            return self._read(file)
+
+    def _read(self, file: Entry, lender: Callable[[], StableDiffusion] | None = None) -> StableDiffusion:
+        tokenizer = self._tokenizer_of(file.path.parent)
+        return StableDiffusion.read(file, tokenizer, str(self._device), self._dtype_name, lender)
 
     def _has(self, name: str, file: Entry) -> bool:
         try:
@@ -118,24 +138,35 @@ class Checkpoints(Mapping[str, About]):
             return False
 
     def _read_head(self, file: Entry) -> About:
-        with _opened(file.path) as opened:
-            architecture = detect(opened.shapes, opened.metadata)
-            sha256 = opened.metadata.get("sd_core.source_sha256")
-        require_drawable(architecture)
-        return About(architecture.native_size, sha256, self._bytes(architecture))
+        contents = contents_of(file.path)
+        with open_checkpoint(file.path) as opened:
+            sha256 = opened.metadata.get(SOURCE_SHA256_KEY)
+        return About(contents.native_size, sha256, self._bytes(contents))
 
-    def _bytes(self, architecture: Architecture) -> int:
+    def _bytes(self, contents: Contents) -> int:
         """What networks of this architecture take, which most checkpoints share."""
         with self._lock:
-            size = self._sizes.get(architecture)
+            size = self._sizes.get(contents)
         if size is None:
-            networks = meta_networks(architecture)
-            for network in networks:
-                lay_out(network, self._device, self._dtype)
-            size = sum(bytes_in_use(network, self._dtype) for network in networks)
+            size = sum(self._laid_out_bytes(network) for network in contained_networks(contents).values())
             with self._lock:
-                self._sizes[architecture] = size
+                self._sizes[contents] = size
         return size
+
+    def _vae_bytes(self, file: Entry) -> int:
+        with self._lock:
+            size = self._vae_sizes.get(file)
+        if size is None:
+            with _named(file), open_checkpoint(file.path) as opened:
+                _, network = vae_of(opened)
+            size = self._laid_out_bytes(network)
+            with self._lock:
+                self._vae_sizes.put(file, size)
+        return size
+
+    def _laid_out_bytes(self, network: nn.Module) -> int:
+        lay_out(network, self._device, self._dtype)
+        return bytes_in_use(network, self._dtype)
 
     def _tokenizer_of(self, directory: Path) -> CLIPTokenizer:
         """The tokenizer beside a checkpoint, or else the first model's."""
@@ -145,17 +176,14 @@ class Checkpoints(Mapping[str, About]):
         return CLIPTokenizer.load(directory)
 
 
-def _opened(path: Path) -> TensorFile:
-    return read_checkpoint(path) if is_pickle(first_bytes(path)) else open_safetensors(path)
-
-
 @contextmanager
 def _named(file: Entry) -> Iterator[None]:
-    """Errors about a file are about the field, and name the file as jobs do."""
+    """Errors about a file are about its field, and name the file as jobs do."""
+    field = "vae" if file.kind is Kind.VAE else "model"
     try:
         yield
     except ModelError as error:
         text = str(error).replace(str(file.path), file.file_name)
-        raise InvalidRequest(f"model: {file.file_name!r} cannot be used: {text}") from error
+        raise InvalidRequest(f"{field}: {file.file_name!r} cannot be used: {text}") from error
     except OSError as error:
-        raise InvalidRequest(f"model: {file.file_name!r} cannot be read: {error.strerror or error}") from error
+        raise InvalidRequest(f"{field}: {file.file_name!r} cannot be read: {error.strerror or error}") from error

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from sd_core.catalogue import Entry
+from sd_core.additions import OWN_VAE
+from sd_core.catalogue import Entry, Kind
 from sd_core.engine.admission import Admission, Read, budget_of
 from sd_core.engine.ahead import QueueAhead
 from sd_core.engine.checkpoints import Checkpoints
@@ -81,7 +82,7 @@ class Engine:
         is_lazy = self._pool.device.type == "cpu"
         self._memory = Memory(self._pool.device, lambda: self._pool.networks if is_lazy else ())
         self._pool.budget = budget_of(self._pool, self._memory, max_batch) if models_bytes is None else models_bytes
-        self._runner = Runner(self._memory, self._kinds.values())
+        self._runner = Runner(self._memory, self._kinds.values(), (self._library,))
         self._scheduler = Scheduler()
         self._max_jobs, self._submitted, self._open, self._closed = max_jobs, 0, 0, False
         self._lock = threading.Lock()  # over the line above and `failure`
@@ -105,15 +106,16 @@ class Engine:
         Raises `InvalidRequest` for an unknown model or file, `Busy` if `max_jobs` are held, and `Broken`. The
         future fails with `OutOfMemory` if the device's memory does not hold the job even alone.
         """
-        file = self.checkpoints.find(request.model)
-        loaded = self._pool.loaded(file)
+        vae = None if request.vae is None else self._library.find(Kind.VAE, request.vae, "vae", OWN_VAE)
+        files = self.checkpoints.files(request.model, vae)
+        loaded = self._pool.loaded(next(iter(files)))
         needs = None if loaded is None else Needs.of(request, loaded, self._library)
 
         def prepare() -> Prepared:
-            model = self._pool.model(file)
+            model = self._pool.model(files)
             return prepared(request, model, observe, needs or Needs.of(request, model, self._library))
 
-        return self.run(prepare, request, file)
+        return self.run(prepare, request, files)
 
     def warm_up(self) -> None:
         """Run what the first job needs, so that it takes no longer than the second.
@@ -139,13 +141,14 @@ class Engine:
         self._loader.close()
         self._host.close()
 
-    def run(self, prepare: Callable[[], Prepared], request: Request, file: Entry | None = None) -> Future[Result]:
-        """Run a request's images, whose coroutines `prepare` makes on the engine thread, once the model is loaded.
+    def run(
+        self, prepare: Callable[[], Prepared], request: Request, files: Mapping[Entry, int] | None = None
+    ) -> Future[Result]:
+        """Run a request's images, whose coroutines `prepare` makes on the engine thread, once `files` are loaded.
 
-        `file` is the model's. Raises `InvalidRequest` if it cannot be used, `Busy` and `Broken`.
+        By default these are the model's. Raises `InvalidRequest` if it cannot be used, `Busy` and `Broken`.
         """
-        file = self.checkpoints.find(request.model) if file is None else file
-        model_bytes = self.checkpoints.about(file).nbytes
+        files = self.checkpoints.files(request.model, None) if files is None else files
         future: Future[Result] = Future()
         with self._lock:
             if self.failure is not None:
@@ -156,9 +159,7 @@ class Engine:
                 raise Busy(f"the engine's queue is full: {self._open} jobs are running or waiting; try again later")
             self._open += 1
             self._submitted += 1
-            job = EngineJob(
-                self._submitted, request=request, future=future, prepare=prepare, file=file, model_bytes=model_bytes
-            )
+            job = EngineJob(self._submitted, request=request, future=future, prepare=prepare, files=files)
             self._arrivals.put(job)
         future.add_done_callback(self._release)
         return future

@@ -16,6 +16,7 @@ from sd_core.engine.memory import is_out_of_memory
 from sd_core.engine.scheduler import Job
 from sd_core.errors import OutOfMemory
 from sd_core.pipeline.attached import Needs
+from sd_core.pipeline.editing import meant
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import Prepared, prepare
 from sd_core.pipeline.preview import LatentToRGB, preview
@@ -49,14 +50,14 @@ class PhaseClock:
 class EngineJob(Job):
     """A job from its submission to its result. Only its future may be used outside the engine thread.
 
-    It begins by `prepare`, once the model that `file` holds is loaded, which takes about `model_bytes`.
+    It begins by `prepare`, once the files of its model are loaded: a checkpoint, and perhaps a VAE. `files` has the
+    bytes that each of them takes then.
     """
 
     request: Request = field(kw_only=True)
     future: Future[Result] = field(kw_only=True)
     prepare: Callable[[], Prepared] = field(kw_only=True)
-    file: Entry = field(kw_only=True)
-    model_bytes: int = field(kw_only=True)
+    files: Mapping[Entry, int] = field(kw_only=True)
     clock: PhaseClock = field(default_factory=PhaseClock)
     warnings: list[str] = field(default_factory=list)
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -99,7 +100,8 @@ class EngineJob(Job):
 
 
 def prepared(request: Request, model: StableDiffusion, observe: Observe | None, needs: Needs) -> Prepared:
-    """A job's pictures, whose steps are reported to its observer."""
+    """A job's pictures, whose steps are reported to its observer. Raises `InvalidRequest` if the model cannot do it."""
+    request = meant(request, model)
     if observe is None:
         return prepare(request, model, None, needs)
     runs = Run.all_of(request)

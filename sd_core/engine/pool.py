@@ -1,7 +1,7 @@
 """The networks of the loaded models, looked up by the keys that works carry, within a budget of bytes."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -9,15 +9,18 @@ from torch import nn
 
 from sd_core.catalogue import Entry
 from sd_core.engine.graphs import Bucket, GraphedUNet, Step, for_device
+from sd_core.engine.sharing import sharing
 from sd_core.errors import ModelError
 from sd_core.layout.choose import bytes_in_use
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
-from sd_core.models.vae import VAE
-from sd_core.pipeline.model import StableDiffusion
+from sd_core.models.vae import Autoencoder
+from sd_core.pipeline.model import StableDiffusion, StandaloneVAE
 
 # Pixels per latent: v1's autoencoder halves each side three times.
 LATENT_PIXELS = 64
+
+Loaded = StableDiffusion | StandaloneVAE
 
 NO_PACKAGES: Mapping[str, Mapping[Bucket, Step]] = MappingProxyType({})
 
@@ -44,55 +47,71 @@ class Pool:
             raise ModelError(f"one engine runs on one device, not on {', '.join(sorted(map(str, devices)))}")
         (self.device,) = devices
         self.budget = budget
-        self._models: dict[Entry, StableDiffusion] = {}  # the least recently used first
+        self._loaded: dict[Entry, Loaded] = {}  # the least recently used first
         self._steps: dict[str, UNet | GraphedUNet] = {}
         self._bytes: dict[str, int] = {}
         for model in models:
-            self.add(model, packages.get(model.info.name, {}))
+            self.add(sharing(model, self.by_key), packages.get(model.info.name, {}))
 
     @property
     def models(self) -> Mapping[str, StableDiffusion]:
         """The loaded models by name."""
-        return {model.info.name: model for model in self._models.values()}
+        return {loaded.info.name: loaded for loaded in self._loaded.values() if isinstance(loaded, StableDiffusion)}
+
+    @property
+    def by_key(self) -> dict[str, nn.Module]:
+        """All networks by their keys, each once."""
+        return {key: network for loaded in self._loaded.values() for key, network in loaded.by_key.items()}
 
     @property
     def networks(self) -> list[nn.Module]:
         """All networks, each once."""
-        return [*self._text_encoders.values(), *self._unets.values(), *self._vaes.values()]
+        return list(self.by_key.values())
 
     @property
     def bytes(self) -> int:
         """What the weights of all networks take once every layer was used."""
         return sum(self._bytes.values())
 
-    def holds(self, file: Entry) -> bool:
-        return file in self._models
+    def holds(self, files: Iterable[Entry]) -> bool:
+        return all(file in self._loaded for file in files)
 
     def loaded(self, file: Entry) -> StableDiffusion | None:
         """The model that was read from this version of a file, if it is loaded now. Safe to call from any thread."""
-        return self._models.get(file)
+        loaded = self._loaded.get(file)
+        return loaded if isinstance(loaded, StableDiffusion) else None
 
-    def model(self, file: Entry) -> StableDiffusion:
-        """The model that was read from this version of a file; it becomes the most recently used one."""
-        model = self._models.pop(file)
-        self._models[file] = model
+    def model(self, files: Iterable[Entry]) -> StableDiffusion:
+        """The model that was read from these files, a checkpoint and perhaps a VAE; it was then used last."""
+        checkpoint, *vaes = files
+        for file in (checkpoint, *vaes):
+            self._loaded[file] = self._loaded.pop(file)
+        model = self._loaded[checkpoint]
+        assert isinstance(model, StableDiffusion)
+        for file in vaes:
+            vae = self._loaded[file]
+            assert isinstance(vae, StandaloneVAE)
+            model = model.with_vae(vae)
         return model
 
-    def add(self, model: StableDiffusion, packages: Mapping[Bucket, Step]) -> None:
-        self._models[model.file] = model
-        if model.unet_key not in self._steps:
-            self._steps[model.unet_key] = for_device(model.networks.unet, model.device, packages)
+    def add(self, loaded: Loaded, packages: Mapping[Bucket, Step]) -> None:
+        self._loaded[loaded.file] = loaded
+        if isinstance(loaded, StableDiffusion) and loaded.unet_key not in self._steps:
+            self._steps[loaded.unet_key] = for_device(loaded.networks.unet, loaded.device, packages)
         self._index()
 
-    def make_room(self, needed: int, in_use: Collection[Entry], usable: Callable[[], int | None]) -> bool:
-        """Drop models until so many bytes fit into the budget and are `usable`; false if running jobs keep them taken.
+    def make_room(
+        self, needed: int, in_use: Collection[Entry], kept: Collection[Entry], usable: Callable[[], int | None]
+    ) -> bool:
+        """Drop what is loaded until so many bytes fit the budget and are `usable`; false if running jobs keep them.
 
-        Models `in_use` stay. If there are none, there is room for a model that is larger than the budget, alone.
+        What is `in_use` by them stays, and what is `kept` for the job that needs the room. If no job runs, there is
+        room for a model that is larger than the budget.
         """
         while not self._fits(needed, usable):
-            unused = [file for file in self._models if file not in in_use]
+            unused = [file for file in self._loaded if file not in in_use and file not in kept]
             if not unused:
-                return not any(file in self._models for file in in_use)
+                return not any(file in self._loaded for file in in_use)
             self._drop(unused[0])
         return True
 
@@ -105,7 +124,7 @@ class Pool:
     def text_encoder(self, key: str) -> CLIPTextEncoder:
         return self._text_encoders[key]
 
-    def vae(self, key: str) -> VAE:
+    def vae(self, key: str) -> Autoencoder:
         return self._vaes[key]
 
     def unet(self, key: str) -> UNet:
@@ -136,20 +155,20 @@ class Pool:
                 step.clear()
 
     def _drop(self, file: Entry) -> None:
-        del self._models[file]
+        del self._loaded[file]
         self._index()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _index(self) -> None:
-        """Look at the networks of all models, those that several have in common once."""
-        models = self._models.values()
+        """Look at the networks of all that is loaded, those that several have in common once."""
+        models = list(self.models.values())
+        dtypes = {key: loaded.dtype for loaded in self._loaded.values() for key in loaded.by_key}
+        networks = self.by_key
         self._text_encoders = {model.text_key: model.networks.text_encoder for model in models}
         self._unets = {model.unet_key: model.networks.unet for model in models}
-        self._vaes = {model.vae_key: model.networks.vae for model in models}
+        self._vaes = {key: network for key, network in networks.items() if isinstance(network, Autoencoder)}
         self._native_pixels = {model.unet_key: model.info.native_size**2 for model in models}
         self._steps = {key: step for key, step in self._steps.items() if key in self._unets}
-        dtypes = {key: model.dtype for model in models for key in vars(model.keys).values()}
-        networks = {**self._text_encoders, **self._unets, **self._vaes}
         known = self._bytes
         self._bytes = {key: known.get(key) or bytes_in_use(networks[key], dtypes[key]) for key in networks}

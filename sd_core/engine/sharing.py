@@ -1,44 +1,43 @@
 """Networks that several checkpoints have in common are held once, so that their works share forwards and caches."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.model import StableDiffusion, StandaloneVAE
 
-ROLES = ("text_encoder", "unet", "vae")
+Held = Mapping[str, nn.Module]
+"""Networks by their keys."""
 
 
-def sharing(model: StableDiffusion, others: Iterable[StableDiffusion]) -> StableDiffusion:
-    """The model with the networks of others, under their keys, in the place of its own that have the same weights."""
-    others = list(others)
-    for role in ROLES:
-        own = getattr(model.networks, role)
-        for other in others:
-            theirs = getattr(other.networks, role)
-            if is_same(own, theirs):
-                networks = replace(model.networks, **{role: theirs})
-                model = replace(model, networks=networks, keys=replace(model.keys, **{role: getattr(other.keys, role)}))
-                break
-    return model
+def sharing(loaded: StableDiffusion | StandaloneVAE, held: Held) -> StableDiffusion | StandaloneVAE:
+    """The same with networks that are held, under their keys, in the place of its own that have equal weights."""
+    if isinstance(loaded, StandaloneVAE):
+        network, key = _shared(loaded.network, loaded.key, held)
+        return replace(loaded, network=network, key=key)
+    networks, keys = dict[str, Any](), dict[str, str]()
+    for role, key in vars(loaded.keys).items():
+        networks[role], keys[role] = _shared(getattr(loaded.networks, role), key, held)
+    return replace(loaded, networks=replace(loaded.networks, **networks), keys=replace(loaded.keys, **keys))
+
+
+def _shared(network: Any, key: str, held: Held) -> tuple[Any, str]:
+    return next(((other, name) for name, other in held.items() if is_same(network, other)), (network, key))
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two networks of one role have the same configuration and, number for number, the same weights."""
+    """Whether two networks have the same configuration and, number for number, the same weights."""
     if one is other:
         return True
     if type(one) is not type(other) or one.config != other.config:
         return False
-    theirs = _weights(other)
+    theirs = other.state_dict()
+    own: dict[str, Tensor] = one.state_dict()
     # Most networks differ in their first tensor, so that little is read.
-    return all(_is_equal(weight, theirs[name]) for name, weight in _weights(one).items())
-
-
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return network.state_dict()
+    return own.keys() == theirs.keys() and all(_is_equal(weight, theirs[name]) for name, weight in own.items())
 
 
 def _is_equal(one: Tensor, other: Tensor) -> bool:

@@ -4,21 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from sd_core.errors import ModelError
 from sd_core.formats.check import contained_networks, networks_shapes, require_equal
 from sd_core.formats.detect import Architecture, Contents, detect_contents, require_drawable
 from sd_core.formats.files import TensorFile
 from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, ignored_names
-from sd_core.formats.origins import Origins, origins_of, shapes_of
+from sd_core.formats.origins import origins_of, shapes_of
 from sd_core.formats.prediction import beside
 from sd_core.formats.unpickle import open_checkpoint
 from sd_core.formats.weights import assign, read_weights
 from sd_core.layout.choose import lay_out
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
-from sd_core.models.vae import VAE
+from sd_core.models.vae import VAE, Autoencoder
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,9 @@ class Networks:
 
     text_encoder: CLIPTextEncoder
     unet: UNet
-    vae: VAE
+    vae: Autoencoder
     architecture: Architecture
     metadata: dict[str, str]
-
-    @property
-    def all(self) -> tuple[nn.Module, ...]:
-        return self.text_encoder, self.unet, self.vae
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Parts:
     metadata: dict[str, str]
     ignored: tuple[str, ...] = ()
 
-    def completed(self, text_encoder: CLIPTextEncoder | None = None, vae: VAE | None = None) -> Networks:
+    def completed(self, text_encoder: CLIPTextEncoder | None = None, vae: Autoencoder | None = None) -> Networks:
         """All networks, with these in place of those that the file lacks.
 
         ModelError if one is missing then, or does not fit the UNet.
@@ -68,9 +63,20 @@ def contents_of(path: Path) -> Contents:
     """What a checkpoint file holds, from its header alone. ModelError that names the file if it is of another kind."""
     with open_checkpoint(path) as file:
         try:
-            return _understood(file)[0]
+            return contents_in(file)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
+
+
+def contents_in(file: TensorFile) -> Contents:
+    """What an open checkpoint file holds, with what a `.yaml` beside it declares.
+
+    ModelError if it is of another kind, or if the pipeline cannot generate images with it.
+    """
+    contents = detect_contents(file.shapes, {**beside(file.path), **file.metadata})
+    if not contents.missing:
+        require_drawable(contents.completed())
+    return contents
 
 
 def load_networks(path: Path, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Networks:
@@ -96,7 +102,7 @@ def load_parts(path: Path, device: torch.device, dtype: torch.dtype, *, packed: 
     """
     with open_checkpoint(path) as file:
         try:
-            contents, origins = _understood(file)
+            contents, origins = contents_in(file), origins_of(file)
             networks = contained_networks(contents)
             require_equal(shapes_of(origins), networks_shapes(networks))
         except ModelError as error:
@@ -115,10 +121,3 @@ def load_parts(path: Path, device: torch.device, dtype: torch.dtype, *, packed: 
     assert text_encoder is None or isinstance(text_encoder, CLIPTextEncoder)
     assert vae is None or isinstance(vae, VAE)
     return Parts(text_encoder, unet, vae, contents, metadata, tuple(ignored))
-
-
-def _understood(file: TensorFile) -> tuple[Contents, Origins]:
-    contents = detect_contents(file.shapes, {**beside(file.path), **file.metadata})
-    if not contents.missing:
-        require_drawable(contents.completed())
-    return contents, origins_of(file)

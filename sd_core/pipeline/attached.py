@@ -1,7 +1,7 @@
 """What a job's images need from files of the volume: found when it is submitted, read on the host before they begin."""
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -11,11 +11,14 @@ from sd_core.library import Library
 from sd_core.models.rrdbnet import RRDBNet
 from sd_core.nested import UPSCALERS
 from sd_core.pipeline.embeddings import vocabulary_of
+from sd_core.pipeline.guides import guides_of
+from sd_core.pipeline.image_prompts import Reference, references_of
+from sd_core.pipeline.loras import NO_LORAS, Loras, loras_of
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.once import Once
 from sd_core.request import Request
 from sd_core.text.vocabulary import Vocabulary
-from sd_core.work import UNATTACHED, Attachments, HostTask
+from sd_core.work import UNATTACHED, Attachments, Guide, HostTask
 
 T = TypeVar("T")
 Load = Callable[[], T]
@@ -27,7 +30,14 @@ class Loaded:
 
     vocabulary: Vocabulary | None = None
     upscaler: RRDBNet | None = None
+    loras: Loras = NO_LORAS
     attached: Attachments = UNATTACHED
+    guides: tuple[Guide, ...] = ()
+    references: tuple[Reference, ...] = ()
+
+    def attached_to(self, run: int) -> Attachments:
+        """What is attached to the UNet in the run of this index."""
+        return replace(self.attached, adapters=self.loras.of(run).unet)
 
 
 NOTHING = Loaded()
@@ -39,16 +49,25 @@ class Needs:
 
     vocabulary: Load[Vocabulary] | None = None
     upscaler: Load[RRDBNet] | None = None
+    guides: Load[tuple[Guide, ...]] | None = None
+    references: Load[tuple[Reference, ...]] | None = None
+    loras: Load[Loras] | None = None
 
     @classmethod
     def of(cls, request: Request, model: StableDiffusion, library: Library) -> "Needs":
         """Find the files that a request names, without reading them. Raises `InvalidRequest` that names the field."""
-        return cls(vocabulary=vocabulary_of(model, library), upscaler=_upscaler(request, model, library))
+        return cls(
+            vocabulary=vocabulary_of(model, library),
+            upscaler=_upscaler(request, model, library),
+            guides=guides_of(request, model, library),
+            references=references_of(request, model, library),
+            loras=loras_of(request, model, library),
+        )
 
     @property
     def is_large(self) -> bool:
-        """Whether it may take seconds to read."""
-        return self.upscaler is not None
+        """Whether it may take seconds to read: embeddings alone are small."""
+        return replace(self, vocabulary=None) != NONE
 
     def loading(self) -> "Loading":
         """What reads all of it, once for all images of a job."""
@@ -58,6 +77,9 @@ class Needs:
         return Loaded(
             vocabulary=self.vocabulary and self.vocabulary(),
             upscaler=self.upscaler and self.upscaler(),
+            guides=() if self.guides is None else self.guides(),
+            references=() if self.references is None else self.references(),
+            loras=self.loras() if self.loras else NO_LORAS,
         )
 
 

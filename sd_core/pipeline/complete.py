@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from sd_core.additions import OWN_VAE
 from sd_core.checks import Checked, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, make
@@ -73,7 +74,9 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
         "image": None,
         "mask": None,
         "outpaint": None if outpaint == Outpaint() else outpaint,
+        "vae": _own_or(values["vae"]),
         "loras": tuple(lora.completed for lora in values["loras"]),
+        "controlnets": tuple(replace(unit, image=None) for unit in values["controlnets"]),
         **_strengths(values, sampler),
     }
     request = make(into, {**values, **filled})
@@ -81,6 +84,11 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
     if request.hires is not None and values["image"] is None:
         enlarged(request.width, request.height, request.hires)
     return request
+
+
+def _own_or(vae: str | None) -> str | None:
+    """None if the checkpoint's own VAE is meant."""
+    return None if vae is not None and vae.casefold() in map(str.casefold, OWN_VAE) else vae
 
 
 def _check_steps(request: Request, *, has_image: bool) -> None:
@@ -131,6 +139,14 @@ def unusable(checked: Checked) -> list[str]:
     problems = [f"{written[name]}: needs an image" for name in lacking]
     if values["outpaint"] is not None and values["resize_mode"] == "latent":
         problems.append("resize_mode: latent cannot be used with outpaint")
+    is_masked = values["mask"] is not None or values["outpaint"] is not None
+    for index, unit in enumerate(values["controlnets"]):
+        if unit is None:
+            continue  # it is among the problems already
+        if unit.image is None and "image" not in written:
+            problems.append(f"controlnets[{index}].image: is required, because the job has no image")
+        if unit.preprocessor == "inpaint" and not is_masked:
+            problems.append(f"controlnets[{index}].preprocessor: inpaint needs a mask or outpaint")
     return problems
 
 

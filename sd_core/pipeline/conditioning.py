@@ -1,6 +1,6 @@
 """What an image is made of at each of its steps: the contexts of its prompts."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Hashable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -11,7 +11,7 @@ from sd_core.cache import LRU
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.text.prompt import Prompt, Timeline
 from sd_core.text.weighting import join
-from sd_core.work import Call, Context, TextWork, Token
+from sd_core.work import Applied, Call, Context, TextWork, Token
 
 CHUNKS_A_WORK = 16
 """Chunks that an image asks for at once: many more would delay the steps of others."""
@@ -74,11 +74,14 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Prompts whose chunks are encoded: hidden states (1, T, D) by tokens. `key` names encoder and layer."""
+    """Prompts whose chunks are encoded: hidden states (1, T, D) by tokens.
+
+    `key` stands for the encoder, its adapters, and the layer that it stops at.
+    """
 
     prompts: Prompts
     states: Mapping[tuple[Token, ...], Tensor]
-    key: tuple[str, int]
+    key: tuple[Hashable, ...]
 
     def at(self, call: Call) -> Rows:
         index = call.step * self.prompts.calls_a_step + call.call
@@ -95,12 +98,13 @@ class Encoded:
 
 
 def encoded(
-    prompts: Prompts, model: StableDiffusion, before: Encoded | None = None
+    prompts: Prompts, model: StableDiffusion, adapters: tuple[Applied, ...] = (), before: Encoded | None = None
 ) -> Generator[TextWork, tuple[Context, ...], Encoded]:
     """Encode all chunks of the prompts, some at a time, but those that were encoded `before` for the same image."""
-    states = dict(before.states) if before is not None else {}
+    key = model.text_key, prompts.skip, tuple(adapter.key for adapter in adapters)
+    states = dict(before.states) if before is not None and before.key == key else {}
     waiting = (tokens for tokens in prompts.chunks if tokens not in states)
     while some := tuple(islice(waiting, CHUNKS_A_WORK)):
-        contexts = yield TextWork(model.text_key, some, prompts.skip)
+        contexts = yield TextWork(model.text_key, some, prompts.skip, adapters)
         states |= {tokens: context.states for tokens, context in zip(some, contexts, strict=True)}
-    return Encoded(prompts, states, (model.text_key, prompts.skip))
+    return Encoded(prompts, states, key)

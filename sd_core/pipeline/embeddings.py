@@ -15,6 +15,7 @@ from sd_core.work import Embedding, Vector
 
 LABEL = "TI hashes"
 HASH_DIGITS = 12
+PICTURES = (".png", ".webp")
 
 
 def vocabulary_of(model: StableDiffusion, library: Library) -> Callable[[], Vocabulary] | None:
@@ -39,9 +40,10 @@ def _vocabulary(model: StableDiffusion, library: Library) -> Vocabulary:
     entries = library.entries(Kind.EMBEDDING)
     if not entries:
         return model.vocabulary
-    embeddings = [_embedding(library, entry) for entry in entries]
     return library.derived(
-        ("vocabulary", model.text_key), entries, lambda: model.with_embeddings(embeddings).vocabulary
+        ("vocabulary", model.text_key),
+        entries,
+        lambda: model.with_embeddings([_embedding(library, entry) for entry in entries]).vocabulary,
     )
 
 
@@ -56,4 +58,6 @@ def _read(path: Path) -> Named:
     try:
         return load_embedding(path)
     except (ModelError, OSError) as error:
-        return Unusable((path.stem,), str(error).replace(str(path), path.name))
+        # A picture without an embedding is no broken one: it shows what another file's looks like.
+        names = () if path.suffix.lower() in PICTURES else (path.stem,)
+        return Unusable(names, str(error).replace(str(path), path.name))

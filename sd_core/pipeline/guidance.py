@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from sd_core.additions import IMAGE_SCALE
+from sd_core.pipeline.attaching import NOTHING_ATTACHED, Attached
 from sd_core.pipeline.conditioning import Conditioning, Rows
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.span import acts
 from sd_core.request import Request
 from sd_core.work import (
     PLAIN,
-    UNATTACHED,
-    Attachments,
     Call,
     Context,
     Extras,
@@ -31,7 +32,8 @@ class Guiding:
 
     `rescale` is the part (0..1) by which a guided prediction is brought back to the deviation of the prompt's own.
     `pag_scale` is that of perturbed attention guidance. Only the part of the steps from `start` to `end` is guided.
-    Every `deepcache` steps the whole UNet runs, between them its outermost block alone.
+    Every `deepcache` steps the whole UNet runs, between them its outermost block alone. `image_scale` is the scale of
+    the sent image's guidance, if the UNet edits images.
     """
 
     rescale: float = 0.0
@@ -40,6 +42,7 @@ class Guiding:
     end: float = 1.0
     deepcache: int = 1
     extras: Extras = PLAIN
+    image_scale: float = IMAGE_SCALE
 
     @classmethod
     def of(cls, request: Request) -> "Guiding":
@@ -53,11 +56,12 @@ class Guiding:
             end=request.guidance_end,
             deepcache=request.deepcache,
             extras=Extras(request.tiling, freeu, request.tome_ratio),
+            image_scale=request.image_scale,
         )
 
     def acts(self, step: int, steps: int) -> bool:
-        """Whether step `step` of `steps` is guided (diffusers' rule for a ControlNet)."""
-        return step / steps >= self.start and (self.end == 1 or (step + 1) / steps <= self.end)
+        """Whether step `step` of `steps` is guided."""
+        return acts(step, steps, self.start, self.end)
 
 
 UNCHANGED = Guiding()
@@ -72,33 +76,39 @@ def guided(
     reads_uncond: bool = False,
     guiding: Guiding = UNCHANGED,
     steps: int = 1,
-    attached: Attachments = UNATTACHED,
+    attached: Attached = NOTHING_ATTACHED,
 ) -> Generator[UNetWork, Outputs, Tensor]:
     """Run a sampler of `steps` steps, answering each of its calls by a prediction guided away from the negative prompt.
 
     Sources: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance"; with several weighted prompts, Liu et al. 2022,
     "Compositional Visual Generation with Composable Diffusion Models", equation 12; Ahn et al. 2024, "Self-Rectifying
     Diffusion Sampling with Perturbed-Attention Guidance"; Lin et al. 2023, "Common Diffusion Noise Schedules and Sample
-    Steps are Flawed", section 3.4. With a scale <= 1 there is no guidance, and no row for the negative prompt unless
-    the sampler reads the unconditional prediction.
+    Steps are Flawed", section 3.4; of a UNet that edits images, Brooks, Holynski & Efros 2023, "InstructPix2Pix",
+    equation 3. With a scale <= 1 there is no guidance, and no row for the negative prompt unless the sampler reads the
+    unconditional prediction.
     """
     denoiser, cache = model.denoiser, _DeepCache(guiding.deepcache)
+    image_scale = guiding.image_scale if model.takes_image else 1.0
 
     def answer(call: Call) -> Generator[UNetWork, Outputs, Prediction]:
         is_inside = guiding.acts(call.step, steps)
         scale = guidance_scale if is_inside else 1.0
         rows = _Plan.of(
-            conditioning.at(call), scale, guiding.pag_scale if is_inside else 0.0, needs_uncond=reads_uncond
+            conditioning.at(call),
+            scale,
+            guiding.pag_scale if is_inside else 0.0,
+            image_scale if scale > 1 else 1.0,
+            needs_uncond=reads_uncond,
         )
         work = UNetWork(
             model.unet_key,
-            denoiser.scaled(call.x, call.sigma),
+            denoiser.scaled(call.x, call.sigma).expand(max(rows.inputs) + 1, -1, -1, -1),
             denoiser.timestep(call.sigma),
             rows.contexts,
-            (0,) * len(rows.contexts),
+            rows.inputs,
             guiding.extras,
             rows.perturbed,
-            attached=attached,
+            attached=attached.at(call.step, steps, len(rows.contexts), rows.negatives),
         )
         output = yield from cache.run(work, call.step)
         joined, uncond = rows.joined(output, guiding.rescale)
@@ -110,27 +120,47 @@ def guided(
 
 @dataclass(frozen=True)
 class _Plan:
-    """The rows of one call: the negative prompt if it is needed, the prompts, then the prompts perturbed."""
+    """The rows of one call: the negative prompt if it is needed, the prompts, then the prompts perturbed.
+
+    To guide an edited image, a row of the negative prompt without the image comes before them: it continues the second
+    of two inputs, which have the image and have none.
+    """
 
     rows: Rows
     scale: float
     pag_scale: float
+    image_scale: float
     has_uncond: bool
 
     @classmethod
-    def of(cls, rows: Rows, scale: float, pag_scale: float, *, needs_uncond: bool) -> "_Plan":
-        return cls(rows, scale, pag_scale, len(rows.positive) > 1 or scale > 1 or needs_uncond)
+    def of(cls, rows: Rows, scale: float, pag_scale: float, image_scale: float, *, needs_uncond: bool) -> "_Plan":
+        return cls(rows, scale, pag_scale, image_scale, len(rows.positive) > 1 or scale > 1 or needs_uncond)
+
+    @property
+    def has_blank(self) -> bool:
+        """Whether there is a row without the image; its part in the result vanishes at a scale of 1."""
+        return self.has_uncond and self.image_scale != 1
+
+    @property
+    def negatives(self) -> int:
+        """How many rows of the negative prompt come first."""
+        return self.has_blank + self.has_uncond
 
     @property
     def contexts(self) -> tuple[Context, ...]:
         positive = tuple(context for context, _ in self.rows.positive)
-        negative = (self.rows.negative,) if self.has_uncond else ()
+        negative = (self.rows.negative,) * self.negatives
         return (*negative, *positive, *(positive if self.pag_scale else ()))
 
     @property
+    def inputs(self) -> tuple[int, ...]:
+        """The input that each row continues."""
+        return (*((1,) if self.has_blank else ()), *(0,) * (len(self.contexts) - self.has_blank))
+
+    @property
     def perturbed(self) -> tuple[int, ...]:
-        count = len(self.rows.positive)
-        return tuple(range(self.has_uncond + count, self.has_uncond + 2 * count)) if self.pag_scale else ()
+        count, total = len(self.rows.positive), len(self.contexts)
+        return tuple(range(total - count, total)) if self.pag_scale else ()
 
     def joined(self, output: Tensor, rescale: float) -> tuple[Tensor, Tensor]:
         """The guided output, and that of the negative prompt, which without one is the same.
@@ -139,6 +169,7 @@ class _Plan:
         """
         weights = [weight for _, weight in self.rows.positive]
         count = len(weights)
+        blank, output = output[: self.has_blank], output[self.has_blank :]
         prompts = output[self.has_uncond : self.has_uncond + count]
         if self.has_uncond:
             uncond = output[:1]
@@ -147,6 +178,8 @@ class _Plan:
         else:
             uncond = joined = prompts
             direction = None
+        if self.has_blank:
+            joined = joined + (self.image_scale - 1) * (uncond - blank)
         if self.pag_scale:
             joined = joined + self.pag_scale * _weighted(prompts - output[-count:], weights)
         if rescale and direction is not None and self.scale > 1:

@@ -53,8 +53,8 @@ def second_start(
         image = yield from upscaled(image, upscaler, model.device)
     enlarge = partial(size.applied, image, FILTERS.get(request.hires.upscaler, Image.Resampling.LANCZOS))
     source = Source.of((yield HostTask(enlarge)), model.device)
-    mean, logvar = yield EncodeWork(model.vae_key, source.key, source.pixels, request.tiling)
-    return model.networks.vae.sample(mean, logvar, noise.posterior())
+    mean, logvar = yield EncodeWork(model.encoder_key, source.key, source.pixels, request.tiling)
+    return model.encoder.sample(mean, logvar, noise.posterior())
 
 
 def _interpolated(latents: Tensor, size: Enlargement, downscale: int, mode: str, antialias: bool) -> Tensor:

@@ -25,7 +25,10 @@ Encoding = Generator[EncodeWork, tuple[Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class Start:
     """Clean latents (1, 4, h, w) to add noise to, None for pure noise; the initial noise; how a sampler is bound to the
-    kept part; and the channels (1, 5, h, w) that a UNet takes besides the latents, None if it takes no more."""
+    kept part; and the channels (k, c, h, w) that a UNet takes besides the latents, None if it takes no more.
+
+    There is one entry for each input of a work, or one for all of them.
+    """
 
     latents: Tensor | None
     noise: Tensor
@@ -40,7 +43,8 @@ class Start:
 
         def answer(asked: Any) -> Generator[Any, Any, Any]:
             if isinstance(asked, UNetWork):
-                more = channels.expand(len(asked.latents), -1, -1, -1)
+                count = len(asked.latents)
+                more = channels[:count].expand(count, -1, -1, -1)
                 asked = replace(asked, latents=torch.cat([asked.latents, more], dim=1))
             return (yield asked)
 
@@ -50,9 +54,9 @@ class Start:
 def begin(
     model: StableDiffusion, noise: NoiseSource, source: Source | None, *, tiling: bool = False
 ) -> Generator[EncodeWork, tuple[Tensor, Tensor], Start]:
-    """Encode what there is to encode. With `source` None the run starts from pure noise."""
+    """Encode what there is to encode. With `source` None, and to edit an image, the run starts from pure noise."""
     latents = None
-    if source is not None:
+    if source is not None and not model.takes_image:
         latents = yield from _encoded(model, source.key, source.pixels, noise, tiling)
     initial = noise.initial()
     if source is not None and latents is not None:
@@ -79,6 +83,11 @@ def _bound(
     tiling: bool,
 ) -> Generator[EncodeWork, tuple[Tensor, Tensor], Start]:
     """A run from these latents and this noise, bound to what the mask keeps."""
+    if model.takes_image and source is not None:
+        channels = yield from edited_channels(model, source, initial, tiling)
+        kept = channels[:1] * model.networks.vae.config.scale_factor if latents is None else latents
+        mask = None if source.mask is None else _latent_mask(source.mask, initial)
+        return Start(latents, initial, unchanged if mask is None else bound_to(kept, initial, mask), channels)
     if model.takes_mask:
         return Start(latents, initial, channels=(yield from channels_of(model, noise, source, initial, tiling)))
     if source is not None and source.mask is not None and latents is not None:
@@ -111,8 +120,8 @@ def bound_to(latents: Tensor, noise: Tensor, mask: Tensor) -> Wrap:
 
 
 def _encoded(model: StableDiffusion, key: Hashable, pixels: Tensor, noise: NoiseSource, tiling: bool) -> Encoding:
-    mean, logvar = yield EncodeWork(model.vae_key, key, pixels, tiling)
-    return model.networks.vae.sample(mean, logvar, noise.posterior(tuple(mean.shape)))
+    mean, logvar = yield EncodeWork(model.encoder_key, key, pixels, tiling)
+    return model.encoder.sample(mean, logvar, noise.posterior(tuple(mean.shape)))
 
 
 def _filled(latents: Tensor, mask: Tensor, noise: Tensor, fill: str) -> Tensor:
@@ -140,3 +149,17 @@ def channels_of(
         mask = initial.new_ones(1, 1, height, width)
     latents = yield from _encoded(model, key, kept, noise, tiling)
     return torch.cat([mask, latents], dim=1)
+
+
+def edited_channels(model: StableDiffusion, source: Source, initial: Tensor, tiling: bool = False) -> Encoding:
+    """The latents (2, 4, h, w) of the image that is edited, the posterior's mean unscaled, and those of no image.
+
+    Source: Brooks, Holynski & Efros 2023, "InstructPix2Pix", section 3.2; diffusers' pipeline.
+    """
+    scale = model.networks.vae.downscale
+    size = tuple(side * scale for side in initial.shape[2:])
+    pixels, key = source.pixels, source.key
+    if pixels.shape[2:] != size:
+        pixels, key = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(-1, 1), (key, size)
+    mean, _ = yield EncodeWork(model.vae_key, key, pixels, tiling)
+    return torch.cat([mean, torch.zeros_like(mean)])

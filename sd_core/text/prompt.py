@@ -11,6 +11,7 @@ from sd_core.text.chunks import Chunk, a1111_chunks, comfy_chunks, plain_chunks
 from sd_core.text.comfy import parse_comfy
 from sd_core.text.composition import split_prompt
 from sd_core.text.editing import Steps, versions
+from sd_core.text.tags import has_tags, read_tags
 from sd_core.text.vocabulary import UnfitEmbedding, Vocabulary
 from sd_core.text.weights import Piece, parse_weights
 
@@ -83,21 +84,26 @@ class Reader:
     _chunks: int = 0
 
     def parts(self, text: str, steps: Steps, name: str) -> tuple[Timeline, ...]:
-        """A prompt, which may be several joined by AND; `name` is its field's.
+        """A prompt, which may be several joined by AND, without its tags; `name` is its field's.
 
         Raises `InvalidRequest` for a weight beyond the limit, for an embedding that does not fit the text encoder, and
         for prompts that take too much encoding.
         """
         if self.syntax != A1111:
             return (self.whole(text, steps, name),)
-        parts = split_prompt(text)
+        tagged = read_tags(text, name)
+        for warning in tagged.warnings:
+            self._warn(warning)
+        parts = split_prompt(tagged.text)
         if len(parts) > MAX_PARTS:
             raise InvalidRequest(f"{name}: {len(parts):,} prompts are joined by AND, at most {MAX_PARTS} are allowed")
         _check_weights(parts, name)
         return tuple(self._timeline(part.text, steps, name, part.weight) for part in parts)
 
     def whole(self, text: str, steps: Steps, name: str) -> Timeline:
-        """A prompt that cannot be divided, as a negative prompt; otherwise as `parts`."""
+        """A prompt that cannot be divided and has no tags, as a negative prompt; otherwise as `parts`."""
+        if self.syntax == A1111 and has_tags(text):
+            self._warn(f"{name}: its tags of adapters are text here; they act in a prompt")
         return self._timeline(text, steps, name, 1.0)
 
     def _timeline(self, text: str, steps: Steps, name: str, weight: float) -> Timeline:

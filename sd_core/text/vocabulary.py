@@ -68,6 +68,14 @@ class Vocabulary:
             candidates.sort(key=lambda candidate: -len(candidate[0]))
         return cls(tokenizer, width, most, named, by_first_id)
 
+    def extended(self, embeddings: Iterable[Named]) -> "Vocabulary":
+        """The same with further embeddings; those that it has keep their names."""
+        added = list(embeddings)
+        if not added:
+            return self
+        own = dict.fromkeys(self.embeddings.values())
+        return Vocabulary.of(self.tokenizer, [*own, *added], self.width, self.most)
+
     def split(self, text: str) -> list[Placed]:
         """The text's tokens, an embedding's vectors together. Raises `UnfitEmbedding`."""
         if not self._by_first_id:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from sd_core.catalogue import Catalogue, Kind
@@ -84,6 +85,11 @@ def test_a_broken_file_is_an_error_of_the_job_that_names_it_alone(engine: Engine
             failing.result()
         assert str(caught.value).startswith(says) and str(tmp_path) not in str(caught.value)
         assert fine.result().images
+
+
+def test_a_picture_without_an_embedding_takes_no_word(engine: Engine, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "cat.png")
+    assert engine.submit(REQUEST).result().images
 
 
 def test_files_are_read_once_for_all_images_and_not_by_the_engine(

@@ -69,7 +69,7 @@ def test_an_unknown_model_is_refused_with_the_loaded_ones(both: Engine) -> None:
 
 def test_networks_of_two_models_share_no_key(tiny_model: StableDiffusion, other_model: StableDiffusion) -> None:
     pool = Pool([tiny_model, other_model])
-    assert pool.loaded(tiny_model.file) is tiny_model and pool.model(other_model.file) is other_model
+    assert pool.loaded(tiny_model.file) is tiny_model and pool.model([other_model.file]) is other_model
     for model in (tiny_model, other_model):
         assert pool.unet(model.unet_key) is model.networks.unet
         assert pool.vae(model.vae_key) is model.networks.vae

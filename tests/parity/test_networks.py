@@ -20,6 +20,7 @@ from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from sd_core.formats.load import Networks, load_networks
 from sd_core.layout.choose import lay_out
 from sd_core.models.clip import MLP
+from sd_core.models.vae import VAE
 from tests.support.random_weights import FULL, TINY, random_state_dict, write_checkpoint
 from tests.support.reference import reference_text_encoder, reference_unet, reference_vae
 
@@ -196,7 +197,9 @@ def one_timestep_for_all_rows(pair: Pair) -> float:
 
 def symmetric_padding(pair: Pair) -> float:
     """The encoder's downsampling padded on all sides, as the UNet's is."""
-    for level in pair.ours.vae.encoder.down[:-1]:
+    vae = pair.ours.vae
+    assert isinstance(vae, VAE)
+    for level in vae.encoder.down[:-1]:
         conv = level.downsample.conv
         level.downsample.forward = lambda x, _, conv=conv: F.conv2d(x, conv.weight, conv.bias, stride=2, padding=1)
     return min(encode_differences(pair, 64, 64))

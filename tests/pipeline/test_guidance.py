@@ -38,7 +38,7 @@ def run(
             predictions.append((yield Call(LATENTS, sigma, step)))
         return LATENTS
 
-    model: Any = SimpleNamespace(denoiser=denoiser, unet_key="unet")
+    model: Any = SimpleNamespace(takes_image=False, denoiser=denoiser, unet_key="unet")
     guiding = guided(sampler(), model, conditioning, scale, reads_uncond=reads_uncond)
     latents, works = drive(guiding, lambda _work: answer)
     assert torch.equal(latents, LATENTS)
@@ -120,7 +120,7 @@ def run_steps(
         output = OUTPUTS[: len(work.contexts)]
         return (output, torch.full((len(output), 8, 2, 2), 7.0)) if work.keeps_deep else output
 
-    model: Any = SimpleNamespace(denoiser=DENOISER, unet_key="unet")
+    model: Any = SimpleNamespace(takes_image=False, denoiser=DENOISER, unet_key="unet")
     guiding_run = guided(sampler(), model, conditioning, scale, reads_uncond=reads_uncond, guiding=guiding, steps=steps)
     _, works = drive(guiding_run, network)
     return works, predictions

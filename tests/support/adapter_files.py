@@ -1,6 +1,6 @@
 """Tensors of adapter files in kohya's spelling, for the tests' networks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,19 @@ def targets(names: Names) -> list[tuple[str, str]]:
 
 
 def random_lora(
-    names: Names, config: UNetConfig, rank: int = 4, alpha: float | None = 2.0, size: float = 1.0, seed: int = 0
+    names: Names,
+    config: UNetConfig,
+    rank: int = 4,
+    alpha: float | None = 2.0,
+    layers: Collection[tuple[str, str]] | None = None,
+    size: float = 1.0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
-    """A kohya LoRA of every layer of `targets` whose changes are of about the size of the weights times `size`."""
-    generator = torch.Generator().manual_seed(seed)
+    """A kohya LoRA of these layers (network, name), or those of `targets`, whose changes have `size` times the weights'
+    size."""
+    generator = torch.Generator().manual_seed(1000 * seed + rank)
     tensors: dict[str, Tensor] = {}
-    for network, name in targets(names):
+    for network, name in targets(names) if layers is None else layers:
         weight = names.layers[network, name].get_parameter("weight")
         spelled = kohya_name(network, name, config)
         down = torch.randn(rank, *weight.shape[1:], generator=generator)

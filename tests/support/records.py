@@ -8,6 +8,7 @@ from worker.api.job import JOB
 PLAIN = frozenset({
     "prompt", "negative_prompt", "steps", "sampler", "schedule", "scale", "do_scale", "seed", "width", "height",
     "model", "num_images", "image", "strength", "uid", "output_format", "preview", "parameters",
+    "rng", "prompt_syntax",
 })  # fmt: skip
 
 

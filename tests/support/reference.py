@@ -27,13 +27,13 @@ from sd_core.models.vae import VAEConfig
 V1_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
-def reference_unet(state_dict: Mapping[str, Tensor], config: UNetConfig) -> UNet2DConditionModel:
-    """diffusers' UNet; its parameters are the given tensors themselves."""
+def meta_reference_unet(config: UNetConfig) -> UNet2DConditionModel:
+    """diffusers' UNet with parameters on the meta device."""
     attends = [level in config.attention_levels for level in range(len(config.channels))]
     down = tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends)
     up = tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends))
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
+        return UNet2DConditionModel(
             sample_size=64,  # pipelines require it, although each call passes its size
             in_channels=config.in_channels,
             out_channels=config.out_channels,
@@ -44,6 +44,11 @@ def reference_unet(state_dict: Mapping[str, Tensor], config: UNetConfig) -> UNet
             cross_attention_dim=config.context_dim,
             attention_head_dim=config.num_heads,  # in diffusers' v1 files this is the number of heads
         )
+
+
+def reference_unet(state_dict: Mapping[str, Tensor], config: UNetConfig) -> UNet2DConditionModel:
+    """diffusers' UNet; its parameters are the given tensors themselves."""
+    unet = meta_reference_unet(config)
     converted = convert_ldm_unet_checkpoint(dict(state_dict), dict(unet.config))
     unet.load_state_dict(converted, assign=True)
     return unet.requires_grad_(False).eval()
@@ -127,10 +132,11 @@ def reference_pipeline(
     tokenizer_dir: Path,
     scheduler: Any = None,
     pipeline: type = StableDiffusionPipeline,
+    **networks: Any,
 ) -> Any:
     """A diffusers pipeline (text-to-image, or the class given) of these weights, without a safety checker.
 
-    The default scheduler is v1.5's PNDM. Progress bars are off.
+    `networks` are those that the class takes besides. The default scheduler is v1.5's PNDM. Progress bars are off.
     """
     if scheduler is None:
         scheduler = PNDMScheduler(**V1_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
@@ -143,6 +149,7 @@ def reference_pipeline(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+        **networks,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

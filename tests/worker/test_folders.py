@@ -1,5 +1,8 @@
 """The folders of files that jobs may name: those that are set, or the usual ones, in a worker that is started."""
 
+import asyncio
+import base64
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from sd_core.nested import Hires
 from sd_core.request import Request
 from tests.support.upscalers import write_upscaler
 from worker.folders import catalogue_of
+from worker.io.metadata import generation_text
+from worker.service import run_job
 from worker.settings import FOLDER_VARIABLES, Settings, StartupError, read_settings
 from worker.startup import start
 
@@ -85,7 +90,12 @@ def test_a_started_worker_finds_files_that_appear_later(tmp_path: Path, settings
     torch.save({"zstyle": torch.randn(2, 64)}, tmp_path / "w" / "embeddings" / "zstyle.pt")
     assert service.engine.submit(larger).result().images[0].shape == (128, 128, 3)
     after = service.engine.submit(request).result()
-    assert not np.array_equal(after.images[0], before) and "TI hashes" in after.labels
+    assert not np.array_equal(after.images[0], before)
+    job = {"prompt": "a zstyle cat", "seed": 1, "steps": 1, "num_images": 2}
+    response = asyncio.run(run_job({"input": job}, service))
+    hashed = hashlib.sha256((tmp_path / "w" / "embeddings" / "zstyle.pt").read_bytes()).hexdigest()
+    for image in response["images"]:
+        assert f', TI hashes: "zstyle: {hashed[:12]}", ' in generation_text(base64.b64decode(image))
     service.engine.close()
 
 

@@ -30,6 +30,32 @@ def test_cancelling_a_job_cancels_its_future(service: Service, engine: Any, caps
     assert (line["outcome"], line["uid"]) == ("cancelled", "u")
 
 
+def test_cancelling_a_job_while_its_files_are_looked_for_ends_it(
+    service: Service, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.hangs = True
+    begun, cancelled, submit = threading.Event(), threading.Event(), engine.submit
+
+    def submit_slowly(*arguments: Any) -> Any:
+        begun.set()
+        assert cancelled.wait(60)
+        return submit(*arguments)
+
+    monkeypatch.setattr(engine, "submit", submit_slowly)
+
+    async def cancel_while_submitting() -> None:
+        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service))
+        assert await asyncio.to_thread(begun.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        cancelled.set()
+
+    asyncio.run(cancel_while_submitting())
+    service.encoders.shutdown()
+    assert engine.hanging.cancelled()
+
+
 def test_cancelling_a_job_while_it_is_encoded_stores_nothing(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ def read_graph(nodes: Mapping[str, Mapping[str, Any]], record: Record) -> Found:
     if values["prompt"] is None:
         raise InvalidRequest(f"{PREFIX}: the graph has no prompt that can be read")
     values |= graph.latents(first) | graph.model(first)
-    values |= {field.name: WAYS[field.name] for field in record if field.name in WAYS}
+    values |= WAYS
     found = usable(record, {name: value for name, value in values.items() if value is not None}, {})
     return Found(found.values, (*(f"{PREFIX}: {warning}" for warning in graph.warnings), *found.warnings))
 

@@ -54,7 +54,7 @@ def read_infotext(text: str, record: Record) -> Found:
     values: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
     if not pairs:
         found = usable(record, values, {})
-        return Found(found.values, (f"{PREFIX}: has no line of parameters; the text was used as the prompt",))
+        return Found(found.values, (f"{PREFIX}: the text has no line of parameters and was used as the prompt",))
     written: dict[str, str] = {}
     warnings: list[str] = []
     unknown: list[str] = []
@@ -66,12 +66,17 @@ def read_infotext(text: str, record: Record) -> Found:
                 _put(values, paths[key], _values_of(paths[key][-1], value), written, label)
             except ValueError:
                 warnings.append(f"{PREFIX}: {label} was ignored: {shorten(value)} cannot be read")
+        elif (listed := _list_of(key, record)) is not None:
+            try:
+                values.setdefault(listed.name, []).append(dict(_values_of(listed, value)))
+            except ValueError:
+                warnings.append(f"{PREFIX}: {label} was ignored: {shorten(value)} cannot be read")
         elif key not in ASIDE | {EXACT.lower(), RNG.lower()}:
             unknown.append(label)
     if unknown:
         more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
-        warnings.append(f"{PREFIX}: not understood here: {', '.join(unknown[:MAX_NAMED])}{more}")
-    warnings += _generator(values, pairs, record)
+        warnings.append(f"{PREFIX}: these labels are unknown and were ignored: {', '.join(unknown[:MAX_NAMED])}{more}")
+    warnings += _generator(values, pairs)
     values |= _exact(pairs.get(EXACT), warnings)
     found = usable(record, values, written)
     return Found(found.values, (*warnings, *found.warnings))
@@ -139,13 +144,21 @@ def _paths(record: Record, pairs: Mapping[str, str]) -> dict[str, Path]:
     record: "Denoising strength" is the second pass's beside "Hires upscaler".
     """
     given = {_key(label) for label in pairs}
-    outer = {_key(field.label): (field,) for field in record if field.label}
+    outer = {_key(field.label): (field,) for field in record if field.label and not field.is_list}
     paths: dict[str, Path] = dict(outer)
     for field in record:
         inner = dict(_nested(field))
         if (inner.keys() - outer.keys()) & given:
             paths |= inner
     return paths
+
+
+def _list_of(key: str, record: Record) -> Field | None:
+    """The list whose items have this label with a number behind it."""
+    label, _, number = key.rpartition(" ")
+    return next(
+        (field for field in record if field.is_list and number.isdecimal() and _key(field.label) == label), None
+    )
 
 
 def _nested(field: Field) -> Iterator[tuple[str, Path]]:
@@ -178,17 +191,14 @@ def _put(values: dict[str, Any], path: Path, found: Mapping[str, Any], written: 
     written |= {prefix + name: label for name in found}
 
 
-def _generator(values: dict[str, Any], pairs: Mapping[str, str], record: Record) -> list[str]:
+def _generator(values: dict[str, Any], pairs: Mapping[str, str]) -> list[str]:
     """Set `rng`. An infotext that does not name it was drawn with a GPU's generator: that is the web UI's default."""
     given = next((value for label, value in pairs.items() if label.lower() == RNG.lower()), "gpu")
     rng = RNG_NAMES.get(given.lower())
     if rng is None:
         values.pop("rng", None)
-        return [f"{PREFIX}: {RNG} was ignored: {shorten(given)} is not a generator that is available here"]
-    if any(field.name == "rng" for field in record):
-        values["rng"] = rng
-    elif rng != "cpu":
-        return [f"{PREFIX}: was drawn with the noise of a GPU's generator, which is not available here"]
+        return [f"{PREFIX}: {RNG} was ignored: {shorten(given)} is not a random number generator of this worker"]
+    values["rng"] = rng
     return []
 
 

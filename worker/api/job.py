@@ -87,25 +87,30 @@ JOB = job_record()
 class Limits:
     """What bounds a job beside its fields: the operator's pixel limit, and each checkpoint's native side in pixels.
 
-    The first one is the default. A lookup may raise `InvalidRequest` if the file cannot be used.
+    The first one is the default. A lookup may raise `InvalidRequest` if the file cannot be used. `has_vae` says whether
+    there is a VAE of that name.
     """
 
     max_pixels: int
     native_sizes: Mapping[str, int]
+    has_vae: Callable[[str], bool] = lambda _: False
 
 
 @dataclass(frozen=True)
 class Job:
     """One valid job.
 
-    `source` is where its image comes from, `mask_source` its mask. Until they are loaded, `request` has none, and the
-    model's size unless the job asks for one; `width` and `height` are what the job asks for.
+    `source` is where its image comes from, `mask_source` its mask, `hint_sources` the image of each of its ControlNets,
+    None for one that takes the job's own, `reference_sources` that of each of its IP-Adapters. Until they are loaded,
+    `request` has none, and the model's size unless the job asks for one; `width` and `height` are what it asks for.
     """
 
     request: Request
     door: Door
     source: str | None
     mask_source: str | None
+    hint_sources: tuple[str | None, ...]
+    reference_sources: tuple[str, ...]
     width: int | None
     height: int | None
     warnings: tuple[str, ...]
@@ -149,7 +154,7 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
         raise InvalidRequest(f"input: {shorten(payload)} is not an object of fields")
     body = translate(payload, record)
     meant = scheduler_meant(body.payload, record)
-    filled = fill(body.payload, record, meant, limits.native_sizes)
+    filled = fill(body.payload, record, meant, limits.native_sizes, limits.has_vae)
     checked = check(record, filled.payload, meant)
     problems = [named_as_written(problem) for problem in checked.problems] + unusable(checked)
     values = implied(checked)
@@ -169,7 +174,10 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     written = checked.written | {name: f"{PREFIX}.{name}" for name in filled.names}
     idle = without_effect(record, replace(checked, written=written))
     warnings = (*body.warnings, *filled.warnings, *idle)
-    return Job(request, door, values["image"], values["mask"], values["width"], values["height"], warnings)
+    hints = tuple(unit.image for unit in values["controlnets"])
+    references = tuple(unit.image for unit in values["ip_adapters"])
+    sources = values["image"], values["mask"], hints, references
+    return Job(request, door, *sources, values["width"], values["height"], warnings)
 
 
 def _attempt(problems: list[str], attempt: Callable[[], T]) -> T | None:

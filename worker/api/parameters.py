@@ -5,10 +5,11 @@ A picture that carries one of these is replaced by its text before a job is pars
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sd_core.additions import OWN_VAE
 from sd_core.checks import check, require, same, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record
@@ -21,6 +22,8 @@ from worker.api.infotext_in import read_infotext
 from worker.api.names import scheduler_meant
 
 NAMES = (PREFIX, "infotext")
+UNITS = "controlnets"
+MODEL_NAMES = {"model", "name", "path"}
 MAX_JSON = 1 << 20  # characters
 # How base64 of a PNG, a JPEG and a WebP file begins.
 PICTURES = ("iVBORw0KGgo", "/9j/", "UklGR")
@@ -50,23 +53,59 @@ def with_text(payload: Mapping[str, Any], text: str) -> dict[str, Any]:
     return {**{name: value for name, value in payload.items() if name not in NAMES}, PREFIX: text}
 
 
-def fill(payload: Mapping[str, Any], record: Record, meant: Mapping[str, str], models: Collection[str]) -> Filled:
+def fill(
+    payload: Mapping[str, Any],
+    record: Record,
+    meant: Mapping[str, str],
+    models: Collection[str],
+    has_vae: Callable[[str], bool],
+) -> Filled:
     """The payload without `parameters`, and with all that it brings and the payload does not name.
 
-    `meant` says of a name that could be two fields' which one it means here; `models` are those there are. Raises
+    `meant` says of a name that could be two fields' which one it means here; `models` and `has_vae` say which
+    files there are. Raises
     `InvalidRequest` for what is no record of an image.
     """
     value = _given(payload)
     own = {name: given for name, given in payload.items() if name not in NAMES}
     if value is None:
         return Filled(own)
-    found = _with_known_model(_read(value, record), models)
+    found = _with_known_vae(_with_known_model(_read(value, record), models), has_vae)
     named = _named(own, record, meant)
+    own, found = _with_hints(own, named, found)
     brought = {name: brought for name, brought in found.values.items() if name not in named}
     unfit = _unfit(named, brought)
     brought = {name: value for name, value in brought.items() if name not in unfit}
     warnings = (*found.warnings, *(f"{PREFIX}: {name} was ignored: {reason}" for name, reason in unfit.items()))
     return Filled({**own, **brought}, frozenset(brought), warnings)
+
+
+def _with_hints(own: dict[str, Any], named: Mapping[str, Any], found: Found) -> tuple[dict[str, Any], Found]:
+    """Both with ControlNets that have a control image, which no record holds.
+
+    A job that sends the images again, in `controlnets`, has all else of each from the record.
+    """
+    units = [_as_fields(unit) for unit in found.values.get(UNITS) or ()]
+    given = own.get(UNITS)
+    if UNITS in named and isinstance(given, list):
+        recorded = [*units, *([{}] * len(given))][: len(given)]
+        merged = [
+            {**unit, **sent} if isinstance(sent, dict) and not MODEL_NAMES & sent.keys() else sent
+            for unit, sent in zip(recorded, given, strict=True)
+        ]
+        return {**own, UNITS: merged}, found
+    kept = [unit for unit in units if "image" in unit or "image" in named]
+    values = {name: value for name, value in found.values.items() if name != UNITS} | ({UNITS: kept} if kept else {})
+    warnings = found.warnings
+    if len(kept) < len(units):
+        warnings = (*warnings, f"{PREFIX}: {UNITS} was ignored: send the control images again, as {UNITS}[0].image")
+    return own, Found(values, warnings)
+
+
+def _as_fields(unit: Any) -> dict[str, Any]:
+    """The fields of a ControlNet that a record names."""
+    fields = unit if isinstance(unit, dict) else vars(unit)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _named(own: Mapping[str, Any], record: Record, meant: Mapping[str, str]) -> dict[str, Any]:
@@ -140,6 +179,15 @@ def _with_known_model(found: Found, models: Collection[str]) -> Found:
     except InvalidRequest as error:
         others = {field: value for field, value in found.values.items() if field != "model"}
         return Found(others, (*found.warnings, f"{PREFIX}: the model was ignored: {error}"))
+
+
+def _with_known_vae(found: Found, has_vae: Callable[[str], bool]) -> Found:
+    """As `_with_known_model`, of a VAE: the checkpoint's own is used."""
+    name = found.values.get("vae")
+    if not isinstance(name, str) or name in OWN_VAE or has_vae(name):
+        return found
+    others = {field: value for field, value in found.values.items() if field != "vae"}
+    return Found(others, (*found.warnings, f"{PREFIX}: the vae was ignored: {shorten(name)} is not here"))
 
 
 def _unfit(given: Mapping[str, Any], brought: Mapping[str, Any]) -> dict[str, str]:

@@ -74,19 +74,12 @@ async def success(
     started = time.perf_counter()
     on_encoders = partial(asyncio.get_running_loop().run_in_executor, encoders)
     kind = job.door.output_format
-    texts = [
-        infotext(job.of_image(index), seed, model, labels=result.labels) for index, seed in enumerate(result.seeds)
-    ]
-    files = await asyncio.gather(
-        *(
-            on_encoders(encode, image, kind, text, job.door.output_quality)
-            for image, text in zip(result.images, texts, strict=True)
-        )
-    )
+    made = await asyncio.gather(*(on_encoders(_file, job, result, model, index) for index in range(len(result.images))))
+    files = [file for file, _ in made]
     stored = await on_encoders(store, outputs, job.door.uid, files, kind)
     images = await on_encoders(_in_base64, files)
     single = len(images) == 1
-    lost = [] if all(holds(kind, text) for text in texts) else ["the parameters are too long for a JPEG to carry them"]
+    lost = [] if all(holds for _, holds in made) else ["the parameters are too long for a JPEG to carry them"]
     response = Response(
         message="success",
         uid=job.door.uid,
@@ -102,6 +95,13 @@ async def success(
     response["timings_ms"] = {name: round(spent, 1) for name, spent in timings.items()}
     await on_encoders(_check_size, response, max_bytes)
     return response
+
+
+def _file(job: Job, result: Result, model: dict[str, str | None], index: int) -> tuple[bytes, bool]:
+    """The file of one image, and whether it carries the image's parameters."""
+    text = infotext(job.of_image(index), result.seeds[index], model, labels=result.labels)
+    kind = job.door.output_format
+    return encode(result.images[index], kind, text, job.door.output_quality), holds(kind, text)
 
 
 def _in_base64(files: list[bytes]) -> list[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sd_core.engine.kinds.kind import Degraded, Kind
 from sd_core.engine.pool import Pool
-from sd_core.models.vae import TILE, VAE
+from sd_core.models.vae import TILE, Autoencoder
 from sd_core.work import DecodeWork, EncodeWork
 
 PIXELS = 512 * 512
@@ -20,7 +20,7 @@ NUMBERS = 8
 TILED = "not enough memory for a full {}; done in tiles, may differ slightly"
 
 
-def _bytes(vae: VAE, pixels: int) -> int:
+def _bytes(vae: Autoencoder, pixels: int) -> int:
     return NUMBERS * max(vae.config.channels[:2]) * vae.dtype.itemsize * pixels
 
 

@@ -1,7 +1,7 @@
 """Bodies of A1111's API as jobs."""
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,26 +11,18 @@ from PIL import Image
 from webuiapi import WebUIApi
 
 from sd_core.errors import InvalidRequest
-from sd_core.fields import Record, Source, option
+from sd_core.fields import Record
 from sd_core.nested import Hires
 from tests.support.records import plain_record
 from worker.api import found
 from worker.api.a1111 import translate
 from worker.api.a1111_rules import RULES, SETTINGS, SHARED
-from worker.api.job import JOB, Door, Job, Limits, job_record, parse_request
+from worker.api.job import JOB, Job, Limits, parse_request
 
 LIMITS = Limits(2**24, {"tiny": 64, "dream": 512})
 
 
-@dataclass(frozen=True, kw_only=True)
-class LaterDoor(Door):
-    """Fields as they may come to be."""
-
-    vae: Source | None = option(None)
-
-
 PLAIN = plain_record()
-LATER = job_record(door=LaterDoor)
 
 
 def parse(record: Record = JOB, **fields: Any) -> Job:
@@ -43,7 +35,7 @@ def problem(**fields: Any) -> str:
     return str(caught.value)
 
 
-def payload(record: Record = LATER, **body: Any) -> dict[str, Any]:
+def payload(record: Record = JOB, **body: Any) -> dict[str, Any]:
     """What a body is translated into."""
     return translate({"save_images": False, **body}, record).payload
 
@@ -67,10 +59,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return bodies
 
 
-@pytest.mark.parametrize("record", [JOB, LATER], ids=["today", "later"])
-def test_a_text_to_image_body_of_webuiapi(sent: list[dict[str, Any]], record: Record) -> None:
+def test_a_text_to_image_body_of_webuiapi(sent: list[dict[str, Any]]) -> None:
     WebUIApi().txt2img(prompt="a cat", negative_prompt="fog", seed=5, width=72, height=64, batch_size=2, n_iter=3)
-    job = parse_request(sent[0], LIMITS, record=record)
+    job = parse_request(sent[0], LIMITS)
     request = job.request
     assert (request.prompt, request.negative_prompt, request.seed, request.num_images) == ("a cat", "fog", 5, 6)
     assert (request.width, request.height, request.steps, request.scale) == (72, 64, 20, 7.0)
@@ -79,10 +70,9 @@ def test_a_text_to_image_body_of_webuiapi(sent: list[dict[str, Any]], record: Re
     assert nothing(job) <= sent[0].keys() - {"n_iter", "batch_size", "sampler_name"}
 
 
-@pytest.mark.parametrize("record", [JOB, LATER], ids=["today", "later"])
-def test_an_image_to_image_body_of_webuiapi(sent: list[dict[str, Any]], record: Record) -> None:
+def test_an_image_to_image_body_of_webuiapi(sent: list[dict[str, Any]]) -> None:
     WebUIApi().img2img(images=[Image.new("RGB", (64, 64))], prompt="a cat", denoising_strength=0.5)
-    job = parse_request(sent[0], LIMITS, record=record)
+    job = parse_request(sent[0], LIMITS)
     assert job.source == sent[0]["init_images"][0]
     assert (job.request.strength, job.sampler_name, job.width) == (0.5, "euler_a", 512)
     assert {"mask_blur", "inpainting_fill", "inpaint_full_res", "resize_mode", "include_init_images"} <= nothing(job)
@@ -93,7 +83,7 @@ def test_webuiapis_second_pass_and_settings(sent: list[dict[str, Any]]) -> None:
         prompt="a cat", enable_hr=True, hr_scale=1.5, hr_second_pass_steps=7, denoising_strength=0.4,
         override_settings={"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": "dream.safetensors [0123456789]"},
     )  # fmt: skip
-    request: Any = parse_request(sent[0], LIMITS, record=LATER).request
+    request: Any = parse_request(sent[0], LIMITS).request
     assert request.hires == Hires(scale=1.5, upscaler="latent", steps=7, strength=0.4)
     assert (request.clip_skip, request.model) == (2, "dream")
     today = translate(sent[0], PLAIN)
@@ -104,8 +94,8 @@ def test_webuiapis_second_pass_and_settings(sent: list[dict[str, Any]]) -> None:
 
 def test_a_job_without_a_name_of_the_apis_own_is_left_as_it_is() -> None:
     job = {"prompt": "x", "sampler_name": "Euler", "cfg_scale": None, "denoising_strength": 0.5, "eta": None}
-    assert translate(job, LATER).payload == job
-    assert translate(job, LATER).warnings == ()
+    assert translate(job, JOB).payload == job
+    assert translate(job, JOB).warnings == ()
     assert parse_request({"prompt": "x", "denoising_strength": 0.5}, LIMITS).warnings != ()
 
 
@@ -143,7 +133,7 @@ def test_an_option_that_the_sampler_lacks_is_dropped(monkeypatch: pytest.MonkeyP
     solvers = {name: replace(solver, options={}) for name, solver in found.SOLVERS.items()}
     heun = replace(solvers["heun"], options={"s_churn": 0.0})
     monkeypatch.setattr(found, "SOLVERS", {**solvers, "heun": heun})
-    body = translate({"n_iter": 1, "sampler_name": "Euler", "s_churn": 0.5}, LATER)
+    body = translate({"n_iter": 1, "sampler_name": "Euler", "s_churn": 0.5}, JOB)
     assert "s_churn" not in body.payload
     assert "s_churn did nothing: sampler euler has no such option" in body.warnings
     assert payload(sampler_name="Heun", s_churn=0.5)["s_churn"] == 0.5
@@ -204,7 +194,7 @@ def test_an_option_that_the_sampler_lacks_is_dropped(monkeypatch: pytest.MonkeyP
 )  # fmt: skip
 def test_each_name_becomes_the_field_that_it_means(body: dict[str, Any], expected: dict[str, Any]) -> None:
     assert payload(**body) == expected
-    assert translate({"save_images": False, **body}, LATER).warnings[:-1] == ()
+    assert translate({"save_images": False, **body}, JOB).warnings[:-1] == ()
 
 
 @pytest.mark.parametrize(
@@ -255,7 +245,7 @@ def test_what_is_wrong_is_refused_by_the_name_that_was_sent(body: dict[str, Any]
 
 def test_a_second_pass_is_asked_for_by_true() -> None:
     with pytest.raises(InvalidRequest, match="enable_hr: 'yes' is not true or false"):
-        parse(LATER, enable_hr="yes")
+        parse(enable_hr="yes")
 
 
 def test_a_body_may_fill_a_job_and_be_filled() -> None:
@@ -269,7 +259,7 @@ def test_a_body_may_fill_a_job_and_be_filled() -> None:
 
 def test_every_field_of_the_table_is_one_of_the_contracts_and_no_rule_is_idle() -> None:
     fields = {rule.field.partition(".")[0] for rule in [*RULES.values(), *SETTINGS.values()] if rule.field is not None}
-    known = {field.name for field in LATER} | {"image_scale"}
+    known = {field.name for field in JOB} | {"image_scale"}
     assert fields <= known
     for rule in RULES.values():
         assert not rule.beside or rule.beside in RULES
@@ -284,11 +274,11 @@ values = st.recursive(
 
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
-@given(body=st.dictionaries(names, values, max_size=8), later=st.booleans())
-def test_any_body_is_a_job_or_an_error(body: dict[str, Any], later: bool) -> None:
+@given(body=st.dictionaries(names, values, max_size=8))
+def test_any_body_is_a_job_or_an_error(body: dict[str, Any]) -> None:
     before = repr(body)
     with suppress(InvalidRequest):
-        parse_request({**body, "send_images": True}, LIMITS, record=LATER if later else JOB)
+        parse_request({**body, "send_images": True}, LIMITS)
     assert repr(body) == before
 
 

@@ -63,7 +63,7 @@ def test_the_usual_graph_becomes_a_job() -> None:
     assert values == {
         "prompt": "a glass bottle", "negative_prompt": "text, watermark", "seed": 156680208700286, "steps": 20,
         "scale": 8.0, "sampler": "euler", "schedule": "default", "width": 512, "height": 768,
-        "model": "v1-5-pruned-emaonly.safetensors",
+        "model": "v1-5-pruned-emaonly.safetensors", "prompt_syntax": "comfy", "rng": "cpu",
     }  # fmt: skip
     assert warnings == ()
     for given in (usual(), json.dumps(usual())):

@@ -15,7 +15,7 @@ from worker.api.infotext import infotext
 from worker.api.job import JOB, Job, Limits, job_record, parse_request
 from worker.api.response import parameters
 
-LIMITS = Limits(2**24, {"tiny": 64, "other": 64})
+LIMITS = Limits(2**24, {"tiny": 64, "other": 64}, has_vae=lambda _: True)
 MODEL = {"name": "tiny", "sha256": None}
 # Values of the fields whose limits do not say what they can be.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -25,9 +25,13 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "model": ("other",),
 }
 # What else a field needs to have an effect.
-BESIDE: dict[str, dict[str, Any]] = {"inpaint_padding": {"inpaint_area": "masked"}}
-# It says how many images there are; each text is of one.
-NOT_HELD = {"num_images"}
+BESIDE: dict[str, dict[str, Any]] = {
+    "inpaint_padding": {"inpaint_area": "masked"},
+    # No text holds a control image; those that take the job's own image come back.
+    "controlnets": {"image": "aGk=", "mask": "aGk="},
+}
+# The first says how many images there are, and each text is of one; the other one's images must be sent again.
+NOT_HELD = {"num_images", "ip_adapters"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +122,17 @@ def test_a_value_comes_back_from_text_and_object(record: Record, field: Field, v
     assert again.warnings == ()
     told = parse_request({"parameters": parameters(job, record), **images}, LIMITS, record=record)
     assert told.request == wanted
+
+
+def test_an_image_prompt_without_its_image_is_ignored_with_a_warning() -> None:
+    unit = {"model": "plus", "image": "aGk=", "weight": 0.5}
+    job = parse_request({"prompt": "x", "seed": 5, "ip_adapters": [unit]}, LIMITS)
+    assert [each.weight for each in job.request.ip_adapters] == [0.5]
+    written = infotext(job, 5, MODEL)
+    assert "aGk=" not in written and "plus" in written
+    for text in (written, parameters(job)):
+        again = parse_request({"parameters": text}, LIMITS)
+        assert again.request.ip_adapters == ()
+        assert again.warnings == ("parameters: an entry was ignored: ip_adapters[0].image: is required",)
+        with_image = parse_request({"parameters": text, "ip_adapters": [unit]}, LIMITS)
+        assert with_image.request.ip_adapters == job.request.ip_adapters

@@ -148,7 +148,7 @@ def test_two_names_of_one_field_need_equal_values(alias: str, field: str) -> Non
         "steps": (9, 10), "scale": (2, 3.5), "sampler": ("euler", "ddim"), "num_images": (1, 2),
         "image": ("aGk=", "aGkh"), "strength": (0.5, 0.25), "mask": ("aGk=", "aGkh"), "mask_invert": (True, False),
         "inpaint_fill": ("fill", "original"), "inpaint_area": ("masked", "whole"), "inpaint_padding": (8, 9),
-        "variation_seed": (9, 10), "variation_strength": (0.5, 0.25),
+        "variation_seed": (9, 10), "variation_strength": (0.5, 0.25), "image_scale": (2, 3.5),
     }[field]  # fmt: skip
     name = alias.removesuffix("[0]")
 

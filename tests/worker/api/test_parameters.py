@@ -197,7 +197,7 @@ def test_a_novel_is_a_prompt_or_refused() -> None:
     novel = "It was a dark night: the rain fell, the wind blew.\n" * 100
     job = parse(parameters=novel)
     assert job.request.prompt == novel.rstrip("\n")
-    assert job.warnings == ("parameters: has no line of parameters; the text was used as the prompt",)
+    assert job.warnings == ("parameters: the text has no line of parameters and was used as the prompt",)
     assert problem(parameters=novel * 2).startswith("parameters: prompt has 10,199 characters, at most 8,000")
     assert problem(parameters=novel * 10_000) == "parameters: has 51,000,000 characters, at most 150,000 are allowed"
 

@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ def test_one_image(tmp_path: Path) -> None:
     assert response["timings_ms"]["respond"] > 0
 
 
+def test_texts_and_files_of_images_are_made_off_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = list[str]()
+
+    def noting(real: Any, *arguments: Any, **named: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return real(*arguments, **named)
+
+    for name in ("infotext", "encode"):
+        monkeypatch.setattr(responding, name, partial(noting, getattr(responding, name)))
+    respond(parse(num_images=3), tmp_path)
+    assert len(threads) == 6 and all(name.startswith("encoder") for name in threads)
+
+
 def test_several_images_are_sent_once_and_in_order(tmp_path: Path) -> None:
     response = respond(parse(seed=2**63 - 1, num_images=3), tmp_path)
     assert "image" not in response
@@ -96,7 +110,7 @@ def test_parameters_hold_every_resolved_value(tmp_path: Path) -> None:
         "eta_noise_seed_delta": 0, "variation_seed": None, "variation_strength": 0.0,
         "output_quality": 95, "hires": None, "tiling": False,
         "guidance_rescale": 0.0, "pag_scale": 0.0, "freeu": None, "guidance_start": 0.0, "guidance_end": 1.0,
-        "deepcache": 1, "tome_ratio": 0.0, "loras": [],
+        "deepcache": 1, "tome_ratio": 0.0, "loras": [], "controlnets": [], "ip_adapters": [], "vae": None,
     }  # fmt: skip
     again = parse_request(response["parameters"], LIMITS)
     assert (again.sampler_name, again.request.seed, again.request.width) == ("euler", 7, 72)
