@@ -21,6 +21,7 @@ from sd_core.pipeline.preview import METADATA_KEY as LATENT_TO_RGB_KEY
 from sd_core.text.tokenizer import MERGES_FILE, VOCAB_FILE
 
 WEIGHTS = Path(__file__).parent / "weights"
+CHECKPOINT = WEIGHTS / "demo.safetensors"
 PREFIXES = {"text_encoder.": TEXT_PREFIX, "unet.": UNET_PREFIX}
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -22,6 +23,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
     "black": (25, 25, 25),
 }
+# The base does not know these: the demo's LoRA adds them.
+ADDED_COLOURS: dict[str, tuple[int, int, int]] = {"pink": (240, 130, 180), "teal": (30, 150, 150)}
+ALL_COLOURS = COLOURS | ADDED_COLOURS
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring")
 SIZES = ("", "small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -37,6 +41,9 @@ HELD_OUT_PAIRS = frozenset(
         ("orange", "circle"),
     }
 )
+
+# The same for the training of the LoRA.
+ADDED_HELD_OUT_PAIRS = frozenset({("pink", "star"), ("pink", "square"), ("teal", "heart"), ("teal", "ring")})
 
 # Radius of a single shape, as a fraction of the image's side.
 RADII = {"": (0.22, 0.38), "small": (0.16, 0.21), "large": (0.36, 0.42)}
@@ -62,6 +69,10 @@ class Scene:
     prompt: str
     background: str
     figures: tuple[Figure, ...]
+
+    @property
+    def has_added_colour(self) -> bool:
+        return not ADDED_COLOURS.keys().isdisjoint([self.background, *(figure.colour for figure in self.figures)])
 
 
 def outline(shape: str) -> list[tuple[float, float]]:
@@ -104,10 +115,10 @@ def coverage(figure: Figure, side: int = SIDE) -> np.ndarray:
 
 def render(scene: Scene, side: int = SIDE) -> np.ndarray:
     """The scene as an image: uint8 (side, side, 3)."""
-    image = np.broadcast_to(np.array(COLOURS[scene.background], np.float32), (side, side, 3))
+    image = np.broadcast_to(np.array(ALL_COLOURS[scene.background], np.float32), (side, side, 3))
     for figure in scene.figures:
         alpha = coverage(figure, side)[:, :, None]
-        image = image * (1 - alpha) + np.array(COLOURS[figure.colour], np.float32) * alpha
+        image = image * (1 - alpha) + np.array(ALL_COLOURS[figure.colour], np.float32) * alpha
     return np.rint(image).astype(np.uint8)
 
 
@@ -153,30 +164,45 @@ def unseen_singles() -> frozenset[tuple[str, str, str, str]]:
     return frozenset(random.Random(1).sample(combinations, len(combinations) // 10))
 
 
+def unseen_single(size: str, colour: str, shape: str, background: str) -> bool:
+    """Whether training leaves out this prompt of one shape."""
+    if ADDED_COLOURS.keys().isdisjoint([colour, background]):
+        return (size, colour, shape, background) in unseen_singles()
+    return random.Random(f"{size} {colour} {shape} {background}").random() < 0.1
+
+
 def unseen_pair(first: Figure, relation: str, second: Figure) -> bool:
     """Whether training leaves out this arrangement of two shapes: about one in ten of them."""
     return random.Random(f"{first.pair} {relation} {second.pair}").random() < 0.1
 
 
-def random_figure(rng: random.Random, background: str) -> Figure:
+def random_figure(rng: random.Random, background: str, colours: Iterable[str] = COLOURS) -> Figure:
     """A figure that training may show on this background."""
     while True:
-        figure = Figure(rng.choice([c for c in COLOURS if c != background]), rng.choice(SHAPES))
-        if figure.pair not in HELD_OUT_PAIRS:
+        figure = Figure(rng.choice([c for c in colours if c != background]), rng.choice(SHAPES))
+        if figure.pair not in HELD_OUT_PAIRS | ADDED_HELD_OUT_PAIRS:
             return figure
 
 
-def training_scene(rng: random.Random) -> Scene:
+def training_scene(rng: random.Random, colours: Iterable[str] = COLOURS) -> Scene:
     """A scene of the training set; one shape is as frequent as two."""
-    unseen = unseen_singles()
+    choices = list(colours)
     while True:
-        background = rng.choice(list(COLOURS))
-        first, second = random_figure(rng, background), random_figure(rng, background)
+        background = rng.choice(choices)
+        first, second = random_figure(rng, background, choices), random_figure(rng, background, choices)
         if rng.random() < 0.5:
             size = rng.choice(SIZES)
-            if (size, *first.pair, background) not in unseen:
+            if not unseen_single(size, *first.pair, background):
                 return single_scene(rng, size, *first.pair, background)
         else:
             relation = rng.choice(RELATIONS)
             if not unseen_pair(first, relation, second):
                 return pair_scene(rng, first, relation, second, background)
+
+
+def added_scene(rng: random.Random) -> Scene:
+    """A scene of the LoRA's training set: at least one of its colours is an added one."""
+    while True:
+        scene = training_scene(rng, ALL_COLOURS)
+        if scene.has_added_colour:
+            return scene

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from demo.dataset import SIDE, Scene
-from demo.judge import unseen_scenes
+from demo.dataset import SIDE
+from demo.judge import request_of, unseen_scenes
 from demo.judge_editing import images_of, red_to_blue
 from demo.judge_inpaint import Case, border, one_of_two, one_shape
 from sd_core.engine.engine import Engine
@@ -64,10 +64,6 @@ def hires(engine: Engine) -> Grid:
 
 
 FIGURES: tuple[Callable[[Engine], Grid], ...] = (prompts, editing, inpainting, outpainting, hires)
-
-
-def request_of(scene: Scene, seed: int) -> Request:
-    return Request(scene.prompt, seed=seed, width=SIDE, height=SIDE)
 
 
 def _generated(engine: Engine, requests: Sequence[Request]) -> list[np.ndarray]:

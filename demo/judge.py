@@ -12,10 +12,12 @@ import numpy as np
 from PIL import Image
 
 from demo.dataset import (
+    ALL_COLOURS,
     COLOURS,
     HELD_OUT_PAIRS,
     RELATIONS,
     SHAPES,
+    SIDE,
     SIZES,
     Figure,
     Scene,
@@ -26,7 +28,9 @@ from demo.dataset import (
     unseen_pair,
     unseen_singles,
 )
+from sd_core.catalogue import Catalogue, folders_in
 from sd_core.engine.engine import Engine
+from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 
@@ -44,7 +48,7 @@ class Detected:
 
 
 def nearest_colour(rgb: np.ndarray) -> str:
-    return min(COLOURS, key=lambda name: float(np.square(np.asarray(COLOURS[name]) - rgb).sum()))
+    return min(ALL_COLOURS, key=lambda name: float(np.square(np.asarray(ALL_COLOURS[name]) - rgb).sum()))
 
 
 def components(mask: np.ndarray) -> Iterator[np.ndarray]:
@@ -144,20 +148,40 @@ class Score:
     images: int
     percent: float
 
+    @classmethod
+    def of(cls, right: list[bool]) -> "Score":
+        return cls(sum(right), len(right), round(100 * sum(right) / len(right), 1))
+
+
+def request_of(scene: Scene, seed: int) -> Request:
+    """A request for the scene, with the default sampler, steps and guidance."""
+    return Request(scene.prompt, seed=seed, width=SIDE, height=SIDE)
+
+
+def is_right(image: np.ndarray, scene: Scene) -> bool:
+    return shows(detect(image), scene)
+
 
 def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Score]:
     """Score `count` images per group, with the default sampler, steps and guidance; `sheet` is a PNG of all."""
-    size = next(iter(engine.models.values())).info.native_size
+    return judge_groups(engine, unseen_scenes(count), sheet=sheet)
+
+
+def judge_groups(
+    engine: Engine,
+    groups: dict[str, list[Scene]],
+    request_of: Callable[[Scene, int], Request] = request_of,
+    is_right: Callable[[np.ndarray, Scene], bool] = is_right,
+    sheet: Path | None = None,
+) -> dict[str, Score]:
+    """Score one image per scene, its seed being the scene's place in its group; `sheet` is a PNG of all."""
     scores, rows = {}, []
-    for group, scenes in unseen_scenes(count).items():
-        futures = [
-            engine.submit(Request(scene.prompt, seed=index, width=size, height=size))
-            for index, scene in enumerate(scenes)
-        ]
+    for group, scenes in groups.items():
+        futures = [engine.submit(request_of(scene, seed)) for seed, scene in enumerate(scenes)]
         images = [future.result().images[0] for future in futures]
-        right = [shows(detect(image), scene) for image, scene in zip(images, scenes, strict=True)]
-        scores[group] = Score(sum(right), count, round(100 * sum(right) / count, 1))
-        rows += [np.concatenate(images[start : start + 10], axis=1) for start in range(0, count - count % 10, 10)]
+        right = [is_right(image, scene) for image, scene in zip(images, scenes, strict=True)]
+        scores[group] = Score.of(right)
+        rows += [np.concatenate(images[start : start + 10], axis=1) for start in range(0, len(images) - 9, 10)]
         for index in (index for index, good in enumerate(right) if not good):
             print(f"wrong: {scenes[index].prompt!r} (seed {index}) shows {detect(images[index])}", flush=True)
     if sheet is not None and rows:
@@ -181,7 +205,9 @@ def command(
     model = StableDiffusion.load(
         arguments.weights / "demo.safetensors", arguments.weights, device="cpu", dtype=arguments.dtype
     )
-    engine = Engine([model], max_batch=8, max_jobs=4 * arguments.count)  # a judge may ask for several images a case
+    library = Library(Catalogue(folders_in(arguments.weights)))
+    # A judge may ask for several images a case.
+    engine = Engine([model], max_batch=8, max_jobs=4 * arguments.count, library=library)
     scores = judge(engine, arguments.count, arguments.sheet)
     engine.close()
     print(json.dumps({group: asdict(score) for group, score in scores.items()}, indent=1))

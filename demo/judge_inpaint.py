@@ -128,7 +128,7 @@ def judge(engine: Engine, count: int, sheet: Path | None = None) -> dict[str, Sc
         images = [future.result().images[0] for future in futures]
         assert all(case.keeps(image) for case, image in zip(cases, images, strict=True)), "kept pixels changed"
         right = [case.is_right(image) for case, image in zip(cases, images, strict=True)]
-        scores[group] = Score(sum(right), count, round(100 * sum(right) / count, 1))
+        scores[group] = Score.of(right)
         for start in range(0, count - count % 10, 10):
             sent = [np.where(case.kept[..., None], case.whole, 127) for case in cases[start : start + 10]]
             rows += [np.concatenate(row, axis=1).astype(np.uint8) for row in (sent, images[start : start + 10])]

@@ -20,10 +20,8 @@ class Optimizer:
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]
         self.master = [p.detach().float().clone() for p in self.parameters]
         self.average = [p.clone() for p in self.master]
-        for parameter in self.parameters:
-            parameter.data = parameter.data.bfloat16()
-        for buffer in module.buffers():
-            buffer.data = buffer.data.bfloat16()
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.bfloat16()
         self.adamw = torch.optim.AdamW(
             self.master, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, foreach=True
         )

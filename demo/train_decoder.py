@@ -32,6 +32,12 @@ def outlines(pixels: Tensor) -> Tensor:  # (B, 3, H, W)
     return 1 + OUTLINE_WEIGHT * (spread.amax(dim=1, keepdim=True) / 2)
 
 
+def noisy(z: Tensor) -> Tensor:  # (B, 4, H, W)
+    """Scaled latents, stretched and with noise as the UNet generates them."""
+    z = z * torch.empty(len(z), 1, 1, 1).uniform_(*STRETCH)
+    return z + torch.randn_like(z) * MAX_NOISE * torch.rand(len(z), 1, 1, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of vae.safetensors, which is replaced")
@@ -57,10 +63,7 @@ def main() -> None:
         chosen = torch.multinomial(shares, arguments.batch, replacement=True)
         z = latents[chosen].float()
         pixels = to_model_range(torch.from_numpy(render(scenes[index])) for index in chosen.tolist())
-        z = z * torch.empty(len(z), 1, 1, 1).uniform_(*STRETCH)
-        z = z + torch.randn_like(z) * MAX_NOISE * torch.rand(len(z), 1, 1, 1)
-        decoded = vae.decoder(vae.post_quant_conv((z / CONFIG.scale_factor).bfloat16()))
-        error = (decoded.float() - pixels).abs()
+        error = (vae.decode(noisy(z)) - pixels).abs()
         optimizer.step((error * outlines(pixels)).mean())
         errors.append(error.mean().item())
         if (step + 1) % 100 == 0:

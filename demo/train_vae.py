@@ -67,8 +67,7 @@ def main() -> None:
     for step in range(arguments.steps):
         pixels = crops(rng, BATCH)
         mean, logvar = vae.moments(pixels)
-        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-        error = F.l1_loss(vae.decoder(vae.post_quant_conv(z.bfloat16())).float(), pixels)
+        error = F.l1_loss(vae.decode(vae.sample(mean, logvar, torch.randn_like(mean))), pixels)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         optimizer.step(error + KL_WEIGHT * kl)
         errors.append(error.item())

@@ -107,6 +107,11 @@ class Library:
         result: T = pending.result()
         return result
 
+    def release(self) -> None:
+        """Drop all that is kept, because memory is short; what is in use lives on."""
+        with self._lock:
+            self._kept.clear()
+
     def _of(self, key: Hashable, state: Hashable) -> "_Kept | None":
         kept = self._kept.get(key)
         return kept if kept is not None and kept.state == state else None

@@ -19,6 +19,8 @@ from sd_core.fields import Field, Record
 from sd_core.library import Library
 from sd_core.nested import MAX_SIDE
 from sd_core.pipeline.complete import complete, find_model, implied, unusable, with_image, without_effect
+from sd_core.pipeline.control import with_hints
+from sd_core.pipeline.image_prompts import with_references
 from sd_core.pipeline.model import ModelInfo, StableDiffusion
 from sd_core.request import Request
 
@@ -72,13 +74,17 @@ class Model:
             max_pixels = MAX_SIDE * MAX_SIDE * request.num_images
             image, mask = _rgb(values["image"]), None if values["mask"] is None else _rgb(values["mask"])
             request, about = with_image(request, image, mask, values["width"], values["height"], max_pixels)
+        hints = [None if unit.image is None else _rgb(unit.image) for unit in values["controlnets"]]
+        request, about_hints = with_hints(request, hints)
+        references = [None if unit.image is None else _rgb(unit.image) for unit in values["ip_adapters"]]
+        request = with_references(request, references)
         future = self._running_engine().submit(request)
         try:
             result = future.result()
         except BaseException:  # including an interrupt: the images are no longer needed
             future.cancel()
             raise
-        for text in without_effect(FIELDS, checked) + about + result.warnings:
+        for text in without_effect(FIELDS, checked) + about + about_hints + result.warnings:
             warnings.warn(text, stacklevel=2)
         return [Image.fromarray(image) for image in result.images]
 

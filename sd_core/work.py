@@ -3,31 +3,17 @@
 Both are coroutines: they yield a question and are resumed with the answer.
 """
 
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from sd_core.models.controlnet import ControlNet
-from sd_core.models.t2i_adapter import T2IAdapter
+from sd_core.networks import Applied, Guide, ImageAdapter, ImageTokenizer, Upscaler
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
-
-
-class Upscaler(Protocol):
-    """A network that enlarges pixels."""
-
-    @property
-    def scale(self) -> int: ...
-
-    def __call__(self, pixels: Tensor, /) -> Any: ...
-
-    def bytes_for(self, pixels: int) -> int:
-        """Memory that a forward holds at its peak for so many pixels, beyond weights."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,24 +90,6 @@ Token = int | Vector
 """An id of the tokenizer's vocabulary, or a vector in its place."""
 
 
-class Added(Protocol):
-    """What an adapter adds to the output of one layer."""
-
-    def add_to(self, out: Tensor, x: Tensor, padding: tuple[int, int]) -> None:
-        """Add it in place, given what the layer gets and how it pads that with zeros."""
-        ...
-
-
-class Applied(Protocol):
-    """What an adapter adds to the layers of one network, by their names. Those with equal keys add the same."""
-
-    @property
-    def key(self) -> Hashable: ...
-
-    @property
-    def layers(self) -> Mapping[str, Added]: ...
-
-
 @dataclass(frozen=True)
 class TextWork:
     """Tokens of prompts, each begun, ended and padded; answered by one `Context` per prompt.
@@ -148,10 +116,6 @@ class EncodeWork:
     tiling: bool = False
 
 
-Guide = ControlNet | T2IAdapter
-"""A network that steers a UNet by a hint."""
-
-
 @dataclass(frozen=True)
 class HintWork:
     """A hint's pixels (1, C, H, W) in [0, 1], answered by a `Hint`.
@@ -163,6 +127,18 @@ class HintWork:
     key: Hashable
     pixels: Tensor
     tiling: bool = False
+
+
+@dataclass(frozen=True)
+class ImageWork:
+    """An image's pixels (1, 3, side, side), normalized as the network takes them; answered by a `Context` of tokens.
+
+    Works with equal keys hold equal pixels. Without pixels, the answer is that for no image.
+    """
+
+    network: ImageTokenizer
+    key: Hashable
+    pixels: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -207,6 +183,19 @@ class Control:
 
 
 @dataclass(frozen=True)
+class ImagePrompt:
+    """An image that the rows `rows` of a work read beside their prompts, None: all of them; and how strongly."""
+
+    adapter: ImageAdapter = field(compare=False, repr=False)
+    tokens: Context
+    weight: float
+    rows: tuple[int, ...] | None = None
+
+    def acts_on(self, row: int) -> bool:
+        return self.rows is None or row in self.rows
+
+
+@dataclass(frozen=True)
 class Attachments:
     """What is attached to a UNet for one work: the same for all of its rows, unless it names rows.
 
@@ -215,6 +204,7 @@ class Attachments:
 
     adapters: tuple[Applied, ...] = ()
     controls: tuple[Control, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
 
 
 UNATTACHED = Attachments()
@@ -278,7 +268,7 @@ class HostTask:
     loads: bool = False
 
 
-Work = TextWork | EncodeWork | HintWork | UNetWork | DecodeWork | UpscaleWork
+Work = TextWork | EncodeWork | HintWork | ImageWork | UNetWork | DecodeWork | UpscaleWork
 """Work for a network. Each type is registered with the kind that runs it, in `sd_core.engine.kinds`."""
 
 # An image being generated: asks for `Work` and `HostTask`s; the task that it returns makes the pixels (H, W, 3).

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -79,10 +80,12 @@ def test_a_file_is_read_once_for_each_thing_that_is_made_of_it(tmp_path: Path, r
 def test_a_file_that_several_threads_want_is_read_once(tmp_path: Path, reader: Reader) -> None:
     write(tmp_path, "one", "first")
     library, found = library_of(tmp_path), list[str]()
+    entry = library.find(Kind.LORA, "one", "x")
     reader.gate.clear()
-    threads = [threading.Thread(target=lambda: found.append(get(library, "one", reader))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(library.get(entry, reader).text)) for _ in range(4)]
     for thread in threads:
         thread.start()
+    time.sleep(0.1)  # so that all of them want it while it is read
     reader.gate.set()
     for thread in threads:
         thread.join()

@@ -14,12 +14,11 @@ MAX_KNOWN = 4096  # versions of files whose hash is remembered
 
 
 class ModelIdentity:
-    """A model's name and hash. If the file does not give its source's hash, the file itself is hashed."""
+    """A model's name, file and hash. If the file does not give its source's hash, the file itself is hashed."""
 
-    def __init__(self, name: str, sha256: str | None, checkpoint: Path) -> None:
-        self.name = name
+    def __init__(self, name: str, sha256: str | None, path: Path) -> None:
+        self.name, self.path = name, path
         self._sha256 = sha256
-        self._checkpoint = checkpoint
 
     def hash_in_background(self) -> None:
         """If the hash is not known, compute it on a thread; until that is done, the hash is None."""
@@ -31,7 +30,7 @@ class ModelIdentity:
 
     def _hash(self) -> None:
         try:
-            with self._checkpoint.open("rb") as file:
+            with self.path.open("rb") as file:
                 self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             log.warning("the checkpoint cannot be hashed", extra={"fields": {"error": str(error)}})

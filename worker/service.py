@@ -13,6 +13,8 @@ from PIL import Image
 
 from sd_core.errors import InvalidImage, OutOfMemory, SDError
 from sd_core.pipeline.complete import with_image
+from sd_core.pipeline.control import with_hints
+from sd_core.pipeline.image_prompts import with_references
 from sd_core.request import Observe, Request, Result
 from worker.api.job import Job, Limits, parse_request, uid_of
 from worker.api.parameters import picture_of, with_text
@@ -86,7 +88,7 @@ async def run_job(job: Mapping[str, Any], service: Service, send: Send | None = 
 async def _generate(payload: object, uid: str, service: Service, send: Send | None, logged: dict[str, Any]) -> Response:
     """Parse the job, load its image, generate, respond. `logged` collects what the log says of the job."""
     payload = await _with_recorded_text(payload, service)
-    job = await _with_its_image(parse_request(payload, service.limits, uid), service)
+    job = await _with_its_images(parse_request(payload, service.limits, uid), service)
     request = job.request
     logged |= {
         "size": "{}x{}".format(*request.drawn_size),
@@ -138,16 +140,17 @@ def _with_warnings(job: Job, *warnings: str) -> Job:
     return replace(job, warnings=(*job.warnings, *warnings))
 
 
-async def _with_its_image(job: Job, service: Service) -> Job:
-    """The job with its image and mask, if it has any, fetched, decoded and resized, and with warnings about them."""
-    if job.source is None:
-        return job
-    image = await _data_of(job.source, service)
-    mask = None
-    if job.mask_source is not None:
-        with _about("mask"):
-            mask = await _data_of(job.mask_source, service)
-    return await asyncio.to_thread(_decoded, job, image, mask, service.limits)
+async def _with_its_images(job: Job, service: Service) -> Job:
+    """The job with its image, mask, control images and image prompts, fetched and decoded, and warnings about them."""
+    sources = {"image": job.source, "mask": job.mask_source if job.source is not None else None}
+    sources |= {f"controlnets[{index}].image": source for index, source in enumerate(job.hint_sources)}
+    sources |= {f"ip_adapters[{index}].image": source for index, source in enumerate(job.reference_sources)}
+    data: dict[str, bytes | str] = {}
+    for name, source in sources.items():
+        if source is not None:
+            with _about(name):
+                data[name] = await _data_of(source, service)
+    return await asyncio.to_thread(_decoded, job, data, service.limits) if data else job
 
 
 async def _data_of(source: str, service: Service) -> bytes | str:
@@ -171,11 +174,23 @@ def _text_of(data: bytes | str) -> str:
     return generation_text(decode_base64(data) if isinstance(data, str) else data)
 
 
-def _decoded(job: Job, data: bytes | str, mask_data: bytes | str | None, limits: Limits) -> Job:
-    image, warnings = _decode(data, WHITE, "image")
-    mask, mask_warnings = (None, ()) if mask_data is None else _decode(mask_data, BLACK, "mask")
-    request, about = with_image(job.request, image, mask, job.width, job.height, limits.max_pixels)
-    return _with_warnings(replace(job, request=request), *warnings, *mask_warnings, *about)
+def _decoded(job: Job, data: Mapping[str, bytes | str], limits: Limits) -> Job:
+    """The job with the images that these files are, by the names of their fields."""
+    images: dict[str, Image.Image] = {}
+    warnings: list[str] = []
+    for name, file in data.items():
+        images[name], about = _decode(file, BLACK if name == "mask" else WHITE, name)
+        warnings += about
+    request = job.request
+    if "image" in images:
+        size = job.width, job.height
+        request, about_image = with_image(request, images["image"], images.get("mask"), *size, limits.max_pixels)
+        warnings += about_image
+    hints = [images.get(f"controlnets[{index}].image") for index in range(len(job.hint_sources))]
+    request, about_hints = with_hints(request, hints)
+    references = [images.get(f"ip_adapters[{index}].image") for index in range(len(job.reference_sources))]
+    request = with_references(request, references)
+    return _with_warnings(replace(job, request=request), *warnings, *about_hints)
 
 
 def _decode(data: bytes | str, ground: int, name: str) -> tuple[Image.Image, tuple[str, ...]]:

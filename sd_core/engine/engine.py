@@ -82,7 +82,7 @@ class Engine:
         is_lazy = self._pool.device.type == "cpu"
         self._memory = Memory(self._pool.device, lambda: self._pool.networks if is_lazy else ())
         self._pool.budget = budget_of(self._pool, self._memory, max_batch) if models_bytes is None else models_bytes
-        self._runner = Runner(self._memory, self._kinds.values())
+        self._runner = Runner(self._memory, self._kinds.values(), (self._library,))
         self._scheduler = Scheduler()
         self._max_jobs, self._submitted, self._open, self._closed = max_jobs, 0, 0, False
         self._lock = threading.Lock()  # over the line above and `failure`

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -10,14 +10,20 @@ from sd_core.engine.kinds.kind import Kind
 from sd_core.engine.memory import Memory, is_out_of_memory
 
 
+class Cache(Protocol):
+    """What takes memory that it could do without."""
+
+    def release(self) -> None: ...
+
+
 class Runner:
     """Runs the works of one kind that the scheduler chose, and decides what happens if a forward fails.
 
-    `kinds` are all kinds on the device: if one lacks memory, another may be able to free some.
+    `kinds` are all kinds on the device: if one lacks memory, another may be able to free some, and so may the `caches`.
     """
 
-    def __init__(self, memory: Memory, kinds: Collection[Kind[Any]]) -> None:
-        self._memory, self._kinds = memory, kinds
+    def __init__(self, memory: Memory, kinds: Collection[Kind[Any]], caches: Collection[Cache] = ()) -> None:
+        self._memory, self._kinds, self._caches = memory, kinds, caches
 
     def warm_up(self) -> None:
         """Prepare what the first works would otherwise wait for, as far as it fits into memory."""
@@ -75,8 +81,8 @@ class Runner:
             return error.with_traceback(None)
 
     def _release(self) -> None:
-        for kind in self._kinds:
-            kind.release()
+        for each in (*self._kinds, *self._caches):
+            each.release()
         gc.collect()
         if self._memory.device.type == "cuda":
             torch.cuda.empty_cache()

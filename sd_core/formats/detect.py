@@ -51,7 +51,7 @@ class Architecture:
     @property
     def contents(self) -> "Contents":
         """What a file with all of these networks holds."""
-        return Contents(self.unet, self.text, self.vae, self.native_size, self.prediction_type, self.zero_terminal_snr)
+        return Contents(self.text, self.unet, self.vae, self.native_size, self.prediction_type, self.zero_terminal_snr)
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Contents:
     The fields are those of `Architecture`; None stands for a network that the file lacks.
     """
 
-    unet: UNetConfig
     text: CLIPConfig | None
+    unet: UNetConfig
     vae: VAEConfig | None
     native_size: int
     prediction_type: str
@@ -118,12 +118,20 @@ def detect_contents(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str
         )
     text = _text(_Shapes(TEXT_ENCODER, TEXT_PREFIX, weights), metadata) if _holds(weights, TEXT_PREFIX) else None
     vae = detect_vae(weights, metadata) if _holds(weights, VAE_PREFIX) else None
-    return Contents(unet, text, vae, _native_size(metadata), *declared(shapes, metadata))
+    return Contents(text, unet, vae, _native_size(metadata), *declared(shapes, metadata))
 
 
 def detect_vae(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> VAEConfig:
     """The VAE among the tensors of these canonical names. ModelError if it lacks one whose shape is needed."""
     return _vae(_Shapes(AUTOENCODER, VAE_PREFIX, shapes), metadata)
+
+
+def detect_encoder(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], network: str) -> UNetConfig:
+    """The UNet whose encoder has tensors of these names, without a prefix; `network` is what messages call it.
+
+    ModelError if it lacks one whose shape is needed.
+    """
+    return _unet(_Shapes(network, "", shapes), metadata, has_decoder=False)
 
 
 def _holds(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> bool:
@@ -186,13 +194,13 @@ class _Shapes:
         return next(number for number in range(len(found) + 1) if number not in found)
 
 
-def _unet(shapes: _Shapes, metadata: Mapping[str, str]) -> UNetConfig:
+def _unet(shapes: _Shapes, metadata: Mapping[str, str], *, has_decoder: bool = True) -> UNetConfig:
     blocks = shapes.count("input_blocks")
     downsamples = sorted(shapes.indices(r"input_blocks\.(\d{1,6})\.0\.op\."))
     # Block 0 is the first convolution. Each level then has its residual blocks and, except the last, a downsample.
     stride = downsamples[0] if downsamples else blocks
     if stride < 2:
-        raise ModelError("the UNet has no residual blocks before its first downsample: not a v1.x network")
+        raise ModelError(f"{shapes.network} has no residual blocks before its first downsample: not a v1.x network")
     firsts = [1 + level * stride for level in range(len(downsamples) + 1)]
     channels = tuple(shapes.width(f"input_blocks.{first}.0.out_layers.3.weight") for first in firsts)
     attends = shapes.indices(r"input_blocks\.(\d{1,6})\.1\.")
@@ -201,11 +209,12 @@ def _unet(shapes: _Shapes, metadata: Mapping[str, str]) -> UNetConfig:
     for width in {channels[level] for level in levels} | {channels[-1]}:
         if width % heads:
             raise ModelError(
-                f"the UNet's width {width} does not divide into {heads} heads; metadata {NUM_HEADS_KEY} sets them"
+                f"{shapes.network} has the width {width}, which does not divide into {heads} heads; metadata "
+                f"{NUM_HEADS_KEY} sets them"
             )
     return UNetConfig(
         in_channels=shapes.dim("input_blocks.0.0.weight", 1, 4),
-        out_channels=shapes.dim("out.2.weight", 0, 4),
+        out_channels=shapes.dim("out.2.weight", 0, 4) if has_decoder else UNetConfig.out_channels,
         channels=channels,
         num_res_blocks=stride - 1,
         attention_levels=levels,

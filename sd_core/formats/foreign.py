@@ -10,10 +10,14 @@ from sd_core.formats.keys import TEXT_PREFIX, VAE_PREFIX, show_some, unet_prefix
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a file is, as a noun with its article, and the folder of the volume in which jobs find such files."""
+    """What a file is, as a noun with its article, and the folder of the volume in which jobs find such files.
+
+    One that is not `is_known` is only described.
+    """
 
     what: str
     folder: str | None = None
+    is_known: bool = True
 
     def __str__(self) -> str:
         return self.what if self.folder is None else f"{self.what}: put it into {self.folder}/"
@@ -42,9 +46,10 @@ SDXL, SD2 = _family("Stable Diffusion XL"), _family("Stable Diffusion 2.x")
 
 # Adapters leave tensors of these names in checkpoints that they were merged into.
 _LEFTOVERS: tuple[tuple[Foreign, str], ...] = (
+    (IP_ADAPTER, r"^(ip_adapter|image_proj|image_proj_model)\."),
     (
         LORA,
-        r"(^|[._])lora_(up|down|mid|A|B|unet|te\d?|embedding)\b|(^|\.)(lora|lycoris|oft)_(unet|te\d?)?_|\.lora\.(up|down)\."
+        r"(^|[._])lora_(up|down|mid|A|B|unet|te\d?|embedding)\b|(^|\.)(lora|lycoris|oft)_(unet|te\d?)?_|[._]lora\.(up|down)\."
         r"|\.(hada|lokr)_[wt]|\.oft_(blocks|diag)$|\.(a1|b1)\.weight$|\.dora_scale$|^lycoris_|\.(w_norm|diff_b)$",
     ),
     (EMBEDDING, r"^(string_to_(param|token)\b|emb_params$|clip_[lg]$)"),
@@ -52,7 +57,6 @@ _LEFTOVERS: tuple[tuple[Foreign, str], ...] = (
 
 # The first entry that matches any name decides, so more specific kinds come first.
 _KINDS: tuple[tuple[Foreign, str], ...] = (
-    (IP_ADAPTER, r"^(ip_adapter\.\d+\.to_[kv]_ip\.|image_proj\.|image_proj_model\.|ip_adapter\.)"),
     (Foreign("a ControlLLLite (for Stable Diffusion XL)"), r"^lllite_"),
     (Foreign("a motion module (AnimateDiff)"), r"(^|\.)motion_modules?\."),
     (CONTROLNET, r"^(control_model\.|controlnet_|input_hint_block\.|zero_convs\.|lora_controlnet$)"),
@@ -112,8 +116,8 @@ def recognize(shapes: Mapping[str, tuple[int, ...]]) -> Foreign | None:
     if 1 <= len(shapes) <= 2 and all(len(s) in (1, 2) and s[-1] in _EMBEDDING_WIDTHS for s in shapes.values()):
         return EMBEDDING
     if not shapes:
-        return Foreign("a file without tensors")
-    return Foreign(f"not recognized; its {len(shapes)} tensors are {show_some(shapes)}")
+        return Foreign("a file without tensors", is_known=False)
+    return Foreign(f"not recognized; its {len(shapes)} tensors are {show_some(shapes)}", is_known=False)
 
 
 def refuse(shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -21,8 +21,8 @@ HEADS = {1_280: 16, 1_664: 16}
 QUICK_GELU_WIDTHS = (768, 1_024)
 """Of OpenAI's encoders, ViT-B and ViT-L, whose activation is an approximation."""
 
-NAMES = {512: "ViT-B", 768: "ViT-L/14", 1_024: "ViT-H/14", 1_280: "ViT-bigG/14"}
-"""Encoders by the width of their embeddings."""
+NAMES = ((512, 768, "ViT-B"), (768, 1_024, "ViT-L/14"), (1_024, 1_280, "ViT-H/14"), (1_280, 1_664, "ViT-bigG/14"))
+"""Encoders by the widths of their embeddings and of their hidden states."""
 
 _OPEN_CLIP = "visual."
 _LAYERS = "vision_model.encoder.layers."
@@ -49,6 +49,15 @@ def describe_image_encoder(path: Path) -> ImageEncoderConfig:
         return encoder_config({name: part.shape(shapes) for name, part in encoder_parts(shapes).items()})
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
+
+
+def named_encoder(embedding: int | None, width: int | None) -> str:
+    """What an encoder of these widths is called; None if one of them is open."""
+    for known_embedding, known_width, name in NAMES:
+        if embedding in (None, known_embedding) and width in (None, known_width):
+            return f"CLIP {name}"
+    widths = {"an embedding": embedding, "hidden states": width}
+    return "a CLIP image encoder with " + " and ".join(f"{of} of width {each}" for of, each in widths.items() if each)
 
 
 def encoder_parts(shapes: Shapes) -> dict[str, Part]:

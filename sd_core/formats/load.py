@@ -10,7 +10,7 @@ from sd_core.formats.check import contained_networks, networks_shapes, require_e
 from sd_core.formats.detect import Architecture, Contents, detect_contents, require_drawable
 from sd_core.formats.files import TensorFile
 from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, ignored_names
-from sd_core.formats.origins import Origins, origins_of, shapes_of
+from sd_core.formats.origins import origins_of, shapes_of
 from sd_core.formats.prediction import beside
 from sd_core.formats.unpickle import open_checkpoint
 from sd_core.formats.weights import assign, read_weights
@@ -63,9 +63,20 @@ def contents_of(path: Path) -> Contents:
     """What a checkpoint file holds, from its header alone. ModelError that names the file if it is of another kind."""
     with open_checkpoint(path) as file:
         try:
-            return _understood(file)[0]
+            return contents_in(file)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
+
+
+def contents_in(file: TensorFile) -> Contents:
+    """What an open checkpoint file holds, with what a `.yaml` beside it declares.
+
+    ModelError if it is of another kind, or if the pipeline cannot generate images with it.
+    """
+    contents = detect_contents(file.shapes, {**beside(file.path), **file.metadata})
+    if not contents.missing:
+        require_drawable(contents.completed())
+    return contents
 
 
 def load_networks(path: Path, device: torch.device, dtype: torch.dtype, *, packed: bool = False) -> Networks:
@@ -91,7 +102,7 @@ def load_parts(path: Path, device: torch.device, dtype: torch.dtype, *, packed: 
     """
     with open_checkpoint(path) as file:
         try:
-            contents, origins = _understood(file)
+            contents, origins = contents_in(file), origins_of(file)
             networks = contained_networks(contents)
             require_equal(shapes_of(origins), networks_shapes(networks))
         except ModelError as error:
@@ -110,10 +121,3 @@ def load_parts(path: Path, device: torch.device, dtype: torch.dtype, *, packed: 
     assert text_encoder is None or isinstance(text_encoder, CLIPTextEncoder)
     assert vae is None or isinstance(vae, VAE)
     return Parts(text_encoder, unet, vae, contents, metadata, tuple(ignored))
-
-
-def _understood(file: TensorFile) -> tuple[Contents, Origins]:
-    contents = detect_contents(file.shapes, {**beside(file.path), **file.metadata})
-    if not contents.missing:
-        require_drawable(contents.completed())
-    return contents, origins_of(file)

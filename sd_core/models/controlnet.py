@@ -39,6 +39,9 @@ class ControlNet(Encoder):
     order are those of its authors' `cldm.ControlNet`.
     """
 
+    nbytes = 0
+    """Memory that its weights take in use; whoever loads it says how much."""
+
     def __init__(self, config: ControlNetConfig, key: str = "", *, pooled: bool = False) -> None:
         super().__init__(config.unet)
         self.key, self.pooled = key, pooled
@@ -85,7 +88,7 @@ class ControlNet(Encoder):
         residual: Tensor = convolution(output, given=given)
         return given.per_row(residual.mean(dim=(2, 3), keepdim=True) if self.pooled else residual)
 
-    def hint_bytes(self, pixels: int) -> int:
+    def hint_bytes(self, pixels: int, /) -> int:
         """Memory that embedding hints of so many pixels holds at its peak, beyond weights."""
         first = self.input_hint_block[0]
         assert isinstance(first, Conv2d)

@@ -11,6 +11,9 @@ from sd_core.models.clip import Encoder
 from sd_core.models.given import NOTHING
 from sd_core.models.layers import Conv2d, Linear, name_layers, running_dtype
 
+NUMBERS = 16
+"""Numbers that an encoder holds at its peak for a token, over its width."""
+
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
@@ -85,6 +88,10 @@ class ImageEncoder(nn.Module):
     @property
     def nbytes(self) -> int:
         return sum(parameter.nbytes for parameter in self.parameters())
+
+    def bytes_for(self, images: int) -> int:
+        """Memory that a forward holds at its peak for so many images, beyond weights."""
+        return NUMBERS * images * self.config.tokens * self.config.width * self.dtype.itemsize
 
     def embedded(self, pixels: Tensor) -> Tensor:
         """The embedding (B, embedding) of each image, in the space that CLIP shares with texts."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sd_core.models.attention import BasicTransformerBlock, attention
+from sd_core.models.attention import BasicTransformerBlock, CrossAttention, attention
 from sd_core.models.given import KeysValues
 from sd_core.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from sd_core.models.layers import Linear, running_dtype
@@ -176,19 +176,9 @@ class IPAdapter(nn.Module):
     def nbytes(self) -> int:
         return sum(parameter.nbytes for parameter in self.parameters())
 
-    def tokens(self, encoder: ImageEncoder, pixels: Tensor) -> Tensor:
-        """The tokens (B, T, context_dim) of images (B, 3, side, side)."""
-        states = encoder.hidden(pixels) if self.config.reads_hidden else encoder.embedded(pixels)
+    def forward(self, states: Tensor) -> Tensor:
+        """Tokens (B, T, context_dim) of images' embeddings (B, image_width) or hidden states (B, S, image_width)."""
         out: Tensor = self.image_proj(states.to(self.dtype))
-        return out
-
-    def no_tokens(self, encoder: ImageEncoder) -> Tensor:
-        """The tokens (1, T, context_dim) of no image: of a zero embedding, or of an image of zeros."""
-        if self.config.reads_hidden:
-            side = encoder.config.side
-            return self.tokens(encoder, torch.zeros(1, 3, side, side, device=encoder.device))
-        zeros = torch.zeros(1, self.config.image_width, dtype=self.dtype, device=encoder.device)
-        out: Tensor = self.image_proj(zeros)
         return out
 
     def read(self, tokens: Tensor, names: Sequence[str]) -> dict[str, KeysValues]:  # (B, T, context_dim)
@@ -196,9 +186,47 @@ class IPAdapter(nn.Module):
         return {name: layer(tokens) for name, layer in zip(names, self.ip_adapter.values(), strict=True)}
 
 
+@dataclass(frozen=True, eq=False)
+class ImageTokenizer:
+    """An image encoder and an adapter that reads what it makes."""
+
+    encoder: ImageEncoder
+    adapter: IPAdapter
+
+    @property
+    def key(self) -> Hashable:
+        return self.encoder.key, self.adapter.key
+
+    def bytes_for(self, images: int) -> int:
+        """Memory that a forward holds at its peak for so many images, beyond weights."""
+        return self.encoder.bytes_for(images)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """The tokens (B, T, context_dim) of images (B, 3, side, side)."""
+        reads_hidden = self.adapter.config.reads_hidden
+        out: Tensor = self.adapter(self.encoder.hidden(pixels) if reads_hidden else self.encoder.embedded(pixels))
+        return out
+
+    def no_tokens(self) -> Tensor:
+        """The tokens (1, T, context_dim) of no image: of a zero embedding, or of an image of zeros."""
+        config, side = self.adapter.config, self.encoder.config.side
+        if config.reads_hidden:
+            return self.tokens(torch.zeros(1, 3, side, side, device=self.encoder.device))
+        out: Tensor = self.adapter(torch.zeros(1, config.image_width, device=self.encoder.device))
+        return out
+
+
 def attention_order(unet: UNet) -> list[str]:
     """The names of a UNet's attentions to prompts in the order of adapters' files: down, up, then the middle."""
+    return [attention.name for attention in _attentions(unet)]
+
+
+def attention_widths(unet: UNet) -> tuple[int, ...]:
+    """The width of what each of them reads, in the same order."""
+    return tuple(attention.to_k.out_features for attention in _attentions(unet))
+
+
+def _attentions(unet: UNet) -> list[CrossAttention]:
     stages = [*unet.input_blocks, *unet.output_blocks, unet.middle_block]
-    return [
-        module.attn2.name for stage in stages for module in stage.modules() if isinstance(module, BasicTransformerBlock)
-    ]
+    modules = [module for stage in stages for module in stage.modules()]
+    return [module.attn2 for module in modules if isinstance(module, BasicTransformerBlock)]

@@ -74,6 +74,9 @@ class T2IAdapter(nn.Module):
     Diffusion Models"; names are those of its authors' files.
     """
 
+    nbytes = 0
+    """Memory that its weights take in use; whoever loads it says how much."""
+
     def __init__(self, config: T2IAdapterConfig, key: str = "") -> None:
         super().__init__()
         self.config, self.key = config, key
@@ -112,7 +115,7 @@ class T2IAdapter(nn.Module):
             features.append(x)
         return tuple(features)
 
-    def hint_bytes(self, pixels: int) -> int:
+    def hint_bytes(self, pixels: int, /) -> int:
         """Memory that embedding hints of so many pixels holds at its peak, beyond weights."""
         numbers = self.hint_channels + 4 * self.config.channels[0] / DOWNSCALE**2
         return int(numbers * pixels) * self.dtype.itemsize

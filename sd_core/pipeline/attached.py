@@ -10,7 +10,10 @@ from sd_core.formats.upscaler import load_upscaler
 from sd_core.library import Library
 from sd_core.models.rrdbnet import RRDBNet
 from sd_core.nested import UPSCALERS
+from sd_core.networks import Guide
 from sd_core.pipeline.embeddings import vocabulary_of
+from sd_core.pipeline.guides import guides_of
+from sd_core.pipeline.image_prompts import Reference, references_of
 from sd_core.pipeline.loras import NO_LORAS, Loras, loras_of
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.once import Once
@@ -30,6 +33,8 @@ class Loaded:
     upscaler: RRDBNet | None = None
     loras: Loras = NO_LORAS
     attached: Attachments = UNATTACHED
+    guides: tuple[Guide, ...] = ()
+    references: tuple[Reference, ...] = ()
 
     def attached_to(self, run: int) -> Attachments:
         """What is attached to the UNet in the run of this index."""
@@ -45,6 +50,8 @@ class Needs:
 
     vocabulary: Load[Vocabulary] | None = None
     upscaler: Load[RRDBNet] | None = None
+    guides: Load[tuple[Guide, ...]] | None = None
+    references: Load[tuple[Reference, ...]] | None = None
     loras: Load[Loras] | None = None
 
     @classmethod
@@ -53,13 +60,15 @@ class Needs:
         return cls(
             vocabulary=vocabulary_of(model, library),
             upscaler=_upscaler(request, model, library),
+            guides=guides_of(request, model, library),
+            references=references_of(request, model, library),
             loras=loras_of(request, model, library),
         )
 
     @property
     def is_large(self) -> bool:
-        """Whether it may take seconds to read."""
-        return self.upscaler is not None
+        """Whether it may take seconds to read: embeddings alone are small."""
+        return replace(self, vocabulary=None) != NONE
 
     def loading(self) -> "Loading":
         """What reads all of it, once for all images of a job."""
@@ -69,6 +78,8 @@ class Needs:
         return Loaded(
             vocabulary=self.vocabulary and self.vocabulary(),
             upscaler=self.upscaler and self.upscaler(),
+            guides=() if self.guides is None else self.guides(),
+            references=() if self.references is None else self.references(),
             loras=self.loras() if self.loras else NO_LORAS,
         )
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from sd_core.additions import IMAGE_SCALE
+from sd_core.pipeline.attaching import NOTHING_ATTACHED, Attached
 from sd_core.pipeline.conditioning import Conditioning, Rows
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.pipeline.span import acts
 from sd_core.request import Request
 from sd_core.work import (
     PLAIN,
-    UNATTACHED,
-    Attachments,
     Call,
     Context,
     Extras,
@@ -60,8 +60,8 @@ class Guiding:
         )
 
     def acts(self, step: int, steps: int) -> bool:
-        """Whether step `step` of `steps` is guided (diffusers' rule for a ControlNet)."""
-        return step / steps >= self.start and (self.end == 1 or (step + 1) / steps <= self.end)
+        """Whether step `step` of `steps` is guided."""
+        return acts(step, steps, self.start, self.end)
 
 
 UNCHANGED = Guiding()
@@ -76,7 +76,7 @@ def guided(
     reads_uncond: bool = False,
     guiding: Guiding = UNCHANGED,
     steps: int = 1,
-    attached: Attachments = UNATTACHED,
+    attached: Attached = NOTHING_ATTACHED,
 ) -> Generator[UNetWork, Outputs, Tensor]:
     """Run a sampler of `steps` steps, answering each of its calls by a prediction guided away from the negative prompt.
 
@@ -108,7 +108,7 @@ def guided(
             rows.inputs,
             guiding.extras,
             rows.perturbed,
-            attached=attached,
+            attached=attached.at(call.step, steps, len(rows.contexts), rows.negatives),
         )
         output = yield from cache.run(work, call.step)
         joined, uncond = rows.joined(output, guiding.rescale)
@@ -142,9 +142,14 @@ class _Plan:
         return self.has_uncond and self.image_scale != 1
 
     @property
+    def negatives(self) -> int:
+        """How many rows of the negative prompt come first."""
+        return self.has_blank + self.has_uncond
+
+    @property
     def contexts(self) -> tuple[Context, ...]:
         positive = tuple(context for context, _ in self.rows.positive)
-        negative = (self.rows.negative,) * (self.has_blank + self.has_uncond)
+        negative = (self.rows.negative,) * self.negatives
         return (*negative, *positive, *(positive if self.pag_scale else ()))
 
     @property

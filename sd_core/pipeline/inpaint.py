@@ -13,7 +13,7 @@ import torch
 
 from sd_core.device import upload
 from sd_core.pipeline import masks
-from sd_core.pipeline.images import Source, digest, to_pixels
+from sd_core.pipeline.images import Frame, Source, digest, to_pixels
 from sd_core.pipeline.masks import Box
 from sd_core.pipeline.once import Once
 from sd_core.pipeline.sizes import Enlargement, enlarged, resized
@@ -48,7 +48,8 @@ class Canvas:
         """The same on a device. With `shows_kept` the UNet takes the kept pixels, else it needs none."""
         mask = upload(torch.from_numpy(self.mask), device)[None, None].float() / masks.SHADES
         kept = to_pixels(self.shown, device) * (mask < 0.5) if shows_kept else None
-        return Source(self.key, to_pixels(self.image, device), mask, fill, kept)
+        frame = Frame(self.shown, self.mask, self.sent.shape[1::-1], self.box if self.is_part else None)
+        return Source(self.key, to_pixels(self.image, device), mask, fill, kept, frame=frame)
 
     def enlarged(self, to: Enlargement) -> "Canvas":
         """The same for a hires pass. A whole image is answered at that size, a part is put back where it was."""

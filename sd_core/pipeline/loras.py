@@ -12,12 +12,13 @@ from sd_core.catalogue import Entry, Kind
 from sd_core.checks import shorten
 from sd_core.errors import InvalidRequest, show_some
 from sd_core.library import Library
+from sd_core.networks import Applied
 from sd_core.pipeline.adapters import read_adapter
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 from sd_core.text.prompt import A1111
 from sd_core.text.tags import Tag, read_tags
-from sd_core.work import Applied, Embedding
+from sd_core.work import Embedding
 
 LABEL = "Lora hashes"
 
@@ -137,12 +138,7 @@ def _load(runs: Sequence[Sequence[_Wanted]], model: StableDiffusion, library: Li
     return Loras(
         tuple(_adapted([(adapters[each.entry.path], each.strength) for each in run]) for run in runs),
         tuple(embedding for adapter in adapters.values() for embedding in adapter.embeddings),
-        tuple(
-            f"the {wanted[path].entry.kind} {wanted[path].entry.file_name!r} holds {len(adapter.ignored)} tensors that "
-            f"were not used: {show_some(adapter.ignored)}"
-            for path, adapter in adapters.items()
-            if adapter.ignored
-        ),
+        tuple(_unused(wanted[path].entry, adapter.ignored) for path, adapter in adapters.items() if adapter.ignored),
         _labels({wanted[path].name: adapter.label for path, adapter in adapters.items()}),
     )
 
@@ -161,6 +157,10 @@ def _adapted(adapters: Sequence[tuple[Adapter, Strength]]) -> Adapted:
     return Adapted(
         tuple(each for each in in_unet if each is not None), tuple(each for each in in_text if each is not None)
     )
+
+
+def _unused(entry: Entry, tensors: Sequence[str]) -> str:
+    return f"the {entry.kind} {entry.file_name!r}: {len(tensors)} of its tensors did nothing: {show_some(tensors)}"
 
 
 def _labels(hashes: Mapping[str, str]) -> dict[str, str]:

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Sequence
 
 from sd_core.pipeline.attached import Loaded, Loading
+from sd_core.pipeline.attaching import Attached
 from sd_core.pipeline.conditioning import Prompts, encoded
+from sd_core.pipeline.control import Hints
 from sd_core.pipeline.hires import second_start
+from sd_core.pipeline.image_prompts import shown_of
 from sd_core.pipeline.images import PendingImage, Source
 from sd_core.pipeline.inpaint import Masked
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.sample import Run, sample
+from sd_core.pipeline.sizes import sizes_of
 from sd_core.pipeline.start import begin, begin_again
 from sd_core.pipeline.watch import OnStep, after
 from sd_core.request import Request
@@ -22,6 +26,7 @@ def picture(
     loading: Loading,
     read: Callable[[Loaded], Sequence[Prompts]],
     noises: Sequence[NoiseSource],
+    hints: Hints,
     source: Source | None = None,
     on_step: OnStep | None = None,
 ) -> Picture:
@@ -36,7 +41,10 @@ def picture(
     prompts = read(loaded)
     conditioning = yield from encoded(prompts[0], model, loaded.loras.of(0).text)
     start = yield from begin(model, noises[0], source, tiling=tiling)
-    attached = loaded.attached_to(0)
+    sizes = sizes_of(request)
+    steering = yield from hints.steering(loaded.guides, 0, sizes[0], source, model.device)
+    shown = yield from shown_of(loaded.references)
+    attached = Attached(loaded.attached_to(0), steering, shown)
     latents = yield from start.shown(
         sample(runs[0], model, conditioning, start.latents, noises[0], on_step, start.wrap, start.noise, attached)
     )
@@ -47,9 +55,10 @@ def picture(
         if model.takes_image:
             larger = larger or source
         start = yield from begin_again(model, noise, larger, latents, tiling=tiling)
+        steering = yield from hints.steering(loaded.guides, index, sizes[index], larger, model.device)
         if on_step is not None:
             on_step = after(len(runs[0].grid(model)) - 1, runs[0].calls(model), on_step)
-        attached = loaded.attached_to(index)
+        attached = Attached(loaded.attached_to(index), steering, shown)
         latents = yield from start.shown(
             sample(run, model, conditioning, start.latents, noise, on_step, start.wrap, start.noise, attached)
         )

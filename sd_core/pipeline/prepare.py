@@ -8,6 +8,7 @@ import numpy as np
 
 from sd_core.pipeline.attached import NONE, Loaded, Needs
 from sd_core.pipeline.conditioning import Prompts
+from sd_core.pipeline.control import Hints
 from sd_core.pipeline.embeddings import hashes_of
 from sd_core.pipeline.images import Source
 from sd_core.pipeline.inpaint import masked
@@ -16,7 +17,7 @@ from sd_core.pipeline.once import Once
 from sd_core.pipeline.picture import masked_picture, picture
 from sd_core.pipeline.prompts import read_prompts, reader_of
 from sd_core.pipeline.sample import Run
-from sd_core.pipeline.sizes import enlarged
+from sd_core.pipeline.sizes import sizes_of
 from sd_core.pipeline.watch import OnStep
 from sd_core.request import Request
 from sd_core.sampling.noise import CPUNoise, Seeding
@@ -47,18 +48,15 @@ def prepare(
 
     The first of them reads what the request `needs`, then all prompts, for all of them.
     """
-    sizes = [request.drawn_size]
-    if request.hires is not None:
-        sizes.append(enlarged(*request.drawn_size, request.hires).size)
-    runs = list(zip(Run.all_of(request), sizes, strict=True))
+    runs = list(zip(Run.all_of(request), sizes_of(request), strict=True))
     warnings, labels = list(model.borrowed.values()), dict[str, str]()
-    loading = needs.loading()
+    loading, hints = needs.loading(), Hints(request)
     prompts = cache(partial(_prompts, request, model, warnings, labels))
     draws = []
     for index, seed in enumerate(request.seeds):
         noises = [_noise(run, size, seed, seeding(request, index), model) for run, size in runs]
         watch = on_step and on_step(index)
-        draws.append(partial(picture, request, model, loading, prompts, noises, on_step=watch))
+        draws.append(partial(picture, request, model, loading, prompts, noises, hints, on_step=watch))
     return Prepared(_pictures(request, model, draws), warnings, labels)
 
 

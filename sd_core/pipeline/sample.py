@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sd_core.pipeline.ahead import supplied
+from sd_core.pipeline.attaching import NOTHING_ATTACHED, Attached
 from sd_core.pipeline.conditioning import Conditioning
 from sd_core.pipeline.guidance import UNCHANGED, Guiding, guided
 from sd_core.pipeline.model import StableDiffusion
@@ -15,7 +16,7 @@ from sd_core.request import Request
 from sd_core.sampling.noise import Interval, NoiseSource
 from sd_core.sampling.registry import OPTIONS, SOLVERS
 from sd_core.sampling.schedule import NoiseSchedule, Sigmas, tail
-from sd_core.work import UNATTACHED, Attachments, Sampling
+from sd_core.work import Sampling
 
 MAX_STRENGTH = 0.999
 """With `is_exact`, where all steps of a grid are needed, more counts as this (A1111)."""
@@ -124,7 +125,7 @@ def sample(
     on_step: OnStep | None = None,
     wrap: Wrap = unchanged,
     initial: Tensor | None = None,
-    attached: Attachments = UNATTACHED,
+    attached: Attached = NOTHING_ATTACHED,
 ) -> Generator[Any, Any, Tensor]:
     """Run the sampler from `latents` (1, 4, h, w), clean ones to add noise to; None: from pure noise.
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from sd_core.errors import InvalidRequest
 from sd_core.nested import MAX_SIDE, MIN_SIDE, Hires
+from sd_core.request import Request
 
 
 def choose_size(own: tuple[int, int], width: int | None, height: int | None, max_pixels: int) -> tuple[int, int]:
@@ -76,26 +77,35 @@ def enlarged(width: int, height: int, hires: Hires) -> Enlargement:
     return Enlargement(size, covering)
 
 
+def sizes_of(request: Request) -> list[tuple[int, int]]:
+    """Width and height of each run of a request: one, and that of the hires pass."""
+    size = request.drawn_size
+    return [size] if request.hires is None else [size, enlarged(*size, request.hires).size]
+
+
 def _eighths(side: float) -> int:
     return math.floor(side / 8 + 1e-6) * 8
 
 
-def resized(image: np.ndarray, size: tuple[int, int], mode: str = "stretch") -> np.ndarray:
+def resized(
+    image: np.ndarray, size: tuple[int, int], mode: str = "stretch", resampling: Image.Resampling | None = None
+) -> np.ndarray:
     """An image uint8 (h, w, 3), or a mask (h, w), -> uint8 at `size` (width, height); the same array at its own size.
 
     `stretch` ignores the aspect; `crop` covers the size and cuts off what is beyond it; `fill` fits into the size and
-    continues the edge pixels to its border. Images are resized by Lanczos' filter, masks without its overshooting.
+    continues the edge pixels to its border. Without a `resampling`, images are resized by Lanczos' filter, masks
+    without its overshooting.
     """
     height, width = image.shape[:2]
     if (width, height) == size:
         return image
     if mode == "stretch":
-        return _stretched(image, size)
+        return _stretched(image, size, resampling)
     across, down = size
     is_wider = width * down > across * height
     by_height = is_wider if mode == "crop" else not is_wider
     inner = (max(1, width * down // height), down) if by_height else (across, max(1, height * across // width))
-    scaled = _stretched(image, inner)
+    scaled = _stretched(image, inner, resampling)
     left, top = across // 2 - inner[0] // 2, down // 2 - inner[1] // 2
     if mode == "crop":
         return scaled[-top if top < 0 else 0 :, -left if left < 0 else 0 :][:down, :across]

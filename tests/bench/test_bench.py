@@ -22,6 +22,7 @@ PROMISED = {
     "text": {"ours_s", "transformers_s", "ratio", "difference"},
     "vae": {"ours_s", "diffusers_s", "ratio", "difference"},
     "step": {"ours_s", "diffusers_s", "ratio", "difference", "rounding"},
+    "control": {"ours_s", "diffusers_s", "ratio", "difference", "plain_s", "share"},
     "peak": {"gflop_a_row", "step_s", "step_gflop_per_s", "peak_gflop_per_s", "efficiency", "products_gflop_per_s"},
     "reorders": {"steps", "largest_share", "reordering"},
     "memory": {"forwards", "largest_share"},
@@ -37,6 +38,7 @@ PROMISED = {
     "demo": {"seconds", "timings_ms"},
     "batch": {"seconds", "ratio_to_batch_1"},
     "deepcache": {"seconds", "speedup", "denoise_speedup"},
+    "models": {"alternating_s", "sorted_s", "ratio", "together_ratio", "longest_step"},
     "prompts": {"short_s", "mixed_s", "ratio", "parse_s"},
     "samplers": {"seconds", "ratio", "waiting"},
 }

@@ -262,12 +262,12 @@ def test_inspect_names_what_is_wrong(
     assert found["ema"] == "1 tensors"
 
 
-def test_inspect_describes_inpainting_and_names_other_kinds(
+def test_inspect_describes_inpainting_and_refuses_what_it_does_not_know(
     save: Callable[..., Path], state: State, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = UNET_PREFIX + "input_blocks.0.0.weight"
     found = inspected(save(state | {first: torch.zeros(32, 9, 3, 3)}), capsys)
     assert "an inpainting checkpoint" in found["architecture"]
     assert found["misshaped"] == "none"
-    path = save({"lora_unet_x.lora_down.weight": torch.zeros(4, 4)})
-    assert f"{path}: not a Stable Diffusion v1.x checkpoint: it is a LoRA" in fails(capsys, "inspect", str(path))
+    path = save({"some.weight": torch.zeros(4, 4)})
+    assert f"{path}: not recognized; its 1 tensors are some.weight" in fails(capsys, "inspect", str(path))

@@ -1,13 +1,16 @@
 """What happens if a forward fails: halves, parts, and errors that affect only their own work."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
+from sd_core.catalogue import Catalogue, Kind
 from sd_core.engine import memory
 from sd_core.engine.memory import Memory, is_out_of_memory
 from sd_core.engine.runner import Runner
+from sd_core.library import Library
 from tests.support.kinds import Doubling, DoublingKind
 
 CPU = torch.device("cpu")
@@ -53,6 +56,16 @@ def test_halves_run_if_not_all_fit_into_memory(error: Exception) -> None:
     assert answers == [0, 2, 4, 6] and not fits
     assert kind.forwards == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3], [2], [3]]
     assert kind.released == 3, "caches are freed before each retry"
+
+
+def test_caches_are_freed_before_a_retry(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"x")
+    library = Library(Catalogue({Kind.LORA: (tmp_path,)}))
+    kept = library.get(library.find(Kind.LORA, "a", "x"), lambda _: torch.zeros(9))
+    kind = DoublingKind(check=failing(lambda works: len(works) > 1 or library.nbytes > 0, MemoryError()))
+    runner = Runner(Memory(CPU), [kind], [library])
+    assert runner.run(kind, [Doubling(1), Doubling(2)]) == ([2, 4], False)
+    assert library.get(library.find(Kind.LORA, "a", "x"), lambda _: torch.ones(9)).sum() > kept.sum()
 
 
 def test_a_work_that_does_not_fit_runs_in_parts() -> None:

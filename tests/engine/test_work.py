@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -220,7 +221,7 @@ def test_every_network_runs_on_the_engines_thread_alone(engine: Engine, monkeypa
     assert threads == {name: {"engine"} for name in ("CLIPTextEncoder", "UNet", "VAE")}
 
 
-def test_images_that_ask_for_the_same_task_share_one_call_and_no_thread_waits(engine: Engine) -> None:
+def test_images_that_ask_for_the_same_task_share_one_call(engine: Engine) -> None:
     begun, gate, calls = threading.Event(), threading.Event(), list[int]()
 
     def load() -> int:
@@ -229,17 +230,25 @@ def test_images_that_ask_for_the_same_task_share_one_call_and_no_thread_waits(en
         assert gate.wait(SECONDS)
         return 7
 
-    def picture() -> Picture:
-        number = yield HostTask(load, loads=True)
-        return image_of(number)
-
-    slow = engine.run(lambda: Prepared([picture() for _ in range(16)], []), REQUEST)
+    future = engine.run(lambda: Prepared([waiting_for(load) for _ in range(16)], []), REQUEST)
     assert begun.wait(SECONDS)
-    other = engine.run(lambda: Prepared([another()], []), REQUEST)
-    assert int(other.result(SECONDS).images[0][0, 0, 0]) == 5  # a second thread is free
     gate.set()
-    assert [int(image[0, 0, 0]) for image in slow.result(SECONDS).images] == [7] * 16 and calls == [1]
+    assert [int(image[0, 0, 0]) for image in future.result(SECONDS).images] == [7] * 16 and calls == [1]
 
 
-def another() -> Picture:
-    return image_of((yield HostTask(lambda: 5, loads=True)))
+def test_what_loads_holds_up_no_other_work_for_the_host(engine: Engine) -> None:
+    gate = threading.Event()
+    tasks = [partial(gate.wait, SECONDS) for _ in range(8)]  # more than there are threads
+    slow = engine.run(lambda: Prepared([waiting_for(task) for task in tasks], []), REQUEST)
+    assert int(run(engine, image_by_itself(5)).images[0][0, 0, 0]) == 5
+    assert not slow.done()
+    gate.set()
+    assert len(slow.result(SECONDS).images) == 8
+
+
+def waiting_for(task: Callable[[], Any]) -> Picture:
+    return image_of((yield HostTask(task, loads=True)))
+
+
+def image_by_itself(value: int) -> Picture:
+    return image_of((yield HostTask(lambda: value)))

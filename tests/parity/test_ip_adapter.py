@@ -3,15 +3,27 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPImageProcessorPil
 
+from sd_core.additions import IPAdapter
+from sd_core.catalogue import Catalogue, folders_in
+from sd_core.engine.engine import Engine
 from sd_core.formats.image_encoder import load_image_encoder
 from sd_core.formats.ip_adapter import load_ip_adapter
+from sd_core.library import Library
 from sd_core.models.given import ImageRead
-from sd_core.models.ip_adapter import attention_order
+from sd_core.models.ip_adapter import ImageTokenizer, attention_order
+from sd_core.pipeline.image_prompts import encoder_pixels
+from sd_core.pipeline.model import StableDiffusion
+from sd_core.request import Request
+from sd_core.sampling.registry import SOLVERS
+from sd_core.sampling.schedule import v1_schedule
 from tests.support.counting import normal
 from tests.support.ip_adapters import (
     ADAPTERS,
@@ -24,11 +36,16 @@ from tests.support.ip_adapters import (
     write_encoder,
 )
 from tests.support.networks import tiny_networks
-from tests.support.random_weights import TINY, random_state_dict
-from tests.support.reference_ip_adapters import ip_adapted_unet, reference_image_encoder
+from tests.support.pictures import psnr
+from tests.support.random_weights import TINY, random_state_dict, write_checkpoint
+from tests.support.reference import reference_pipeline
+from tests.support.reference_ip_adapters import add_ip_adapters, ip_adapted_unet, reference_image_encoder
+from tests.support.reference_schedulers import as_reference, reference_scheduler
+from tests.support.tokenizer_files import write_tokenizer
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4
+MIN_PSNR = 65.0
 
 
 def difference(ours: Tensor, reference: Tensor) -> float:
@@ -68,7 +85,7 @@ def test_tokens_and_what_the_unet_makes_of_them(tmp_path: Path, layout: str, suf
     output = reference(pixels, output_hidden_states=True)
     embeds = output.image_embeds if layout == "base" else output.hidden_states[-2]
     unet = tiny_networks(weights)[1]
-    tokens = adapter.tokens(encoder, pixels)
+    tokens = ImageTokenizer(encoder, adapter).tokens(pixels)
     projected = reference_unet.encoder_hid_proj.image_projection_layers[0](embeds)
     assert difference(tokens, projected) <= TOLERANCE
 
@@ -94,4 +111,94 @@ def test_the_tokens_of_no_image(tmp_path: Path, layout: str) -> None:
     adapter = load_ip_adapter(tmp_path / "adapter.bin", CPU, torch.float32)
     zeros = reference_image_encoder(encoder_weights(), ENCODER)(torch.zeros(1, 3, 32, 32), output_hidden_states=True)
     states = torch.zeros(1, ENCODER.embedding) if layout == "base" else zeros.hidden_states[-2]
-    assert difference(adapter.no_tokens(encoder), adapter.image_proj(states)) <= TOLERANCE
+    assert difference(ImageTokenizer(encoder, adapter).no_tokens(), adapter.image_proj(states)) <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with adapters and an encoder in the folders beside it."""
+    folder = tmp_path_factory.mktemp("images")
+    write_checkpoint(folder / "random.safetensors", TINY, torch.float32)
+    write_tokenizer(folder, [])
+    for name in ("clip_vision", "ip_adapters"):
+        (folder / name).mkdir()
+    write_encoder(folder / "clip_vision" / "encoder.safetensors")
+    for layout in ADAPTERS:
+        write_adapter(folder / "ip_adapters" / f"{layout}.bin", layout)
+    return folder
+
+
+def theirs(folder: Path, request: Request) -> np.ndarray:
+    scheduler = reference_scheduler(request.sampler, request.schedule, request.steps)
+    pipe = reference_pipeline(load_file(folder / "random.safetensors"), TINY, folder, scheduler)
+    units = request.ip_adapters
+    weights = [nested(adapter_weights(ADAPTERS[unit.model])) for unit in units]
+    add_ip_adapters(pipe, reference_image_encoder(encoder_weights(), ENCODER), weights)
+    pipe.set_ip_adapter_scale([unit.weight for unit in units])
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(request.seed))
+    sigma = SOLVERS[request.sampler].grid(request.schedule, v1_schedule(), request.steps)[0]
+    start = as_reference(request.sampler, SOLVERS[request.sampler].noised(None, noise, sigma), sigma)
+    with torch.inference_mode():
+        images = pipe(
+            request.prompt,
+            negative_prompt=request.negative_prompt,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            height=64,
+            width=64,
+            latents=start / scheduler.init_noise_sigma,
+            ip_adapter_image=[Image.fromarray(unit.image) for unit in units],
+            output_type="pil",
+        ).images
+    return np.asarray(images[0])
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers on NumPy 2
+@pytest.mark.parametrize(
+    ("names", "scale"),
+    [(("base",), 7.5), pytest.param(("plus", "full"), 5.0, marks=pytest.mark.slow), (("plus",), 1.0)],
+    ids=str,
+)
+def test_whole_images(folder: Path, names: tuple[str, ...], scale: float) -> None:
+    units = tuple(
+        IPAdapter(model=name, image=noise(90 + 10 * index, 70, seed=index), weight=0.8 - index / 4)
+        for index, name in enumerate(names)
+    )
+    request = Request(
+        "a cat",
+        seed=3,
+        width=64,
+        height=64,
+        negative_prompt="blurred",
+        steps=3,
+        scale=scale,
+        sampler="euler",
+        schedule="default",
+        ip_adapters=units,
+    )
+    library = Library(Catalogue(folders_in(folder)))
+    engine = Engine([StableDiffusion.load(folder / "random.safetensors", folder, "cpu", "fp32")], 4, library=library)
+    plain = replace(request, ip_adapters=(), seed=4)
+    jobs = [engine.submit(each) for each in (plain, request, replace(request, seed=5))]
+    ours = jobs[1].result().images[0]
+    without = engine.submit(replace(request, ip_adapters=())).result().images[0]
+    beside, alone = jobs[0].result().images[0], engine.submit(plain).result().images[0]
+    engine.close()
+    assert psnr(ours, theirs(folder, request)) >= MIN_PSNR
+    assert psnr(ours, without) < 40, "an image without effect would hide mistakes"
+    assert np.abs(beside.astype(int) - alone.astype(int)).max() <= 1
+
+
+def noise(width: int, height: int, seed: int) -> np.ndarray:
+    """An image of large coloured spots."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("size", [(300, 224), (225, 301), (31, 64), (33, 33)], ids=str)
+def test_pixels_are_those_of_transformers(size: tuple[int, int]) -> None:
+    image = noise(*size, seed=1)
+    for side in (32, 224):
+        processor = CLIPImageProcessorPil(size=side, crop_size=side)
+        theirs = processor(Image.fromarray(image), return_tensors="pt").pixel_values
+        torch.testing.assert_close(encoder_pixels(image, side), theirs, rtol=0, atol=2e-6)

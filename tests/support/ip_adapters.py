@@ -1,6 +1,7 @@
 """Small random image encoders and IP-Adapters, and their files in the layouts that are read."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,9 @@ def write_encoder(path: Path, config: ImageEncoderConfig = ENCODER, seed: int = 
     save_file(encoder_weights(config, seed), path)
 
 
-def write_adapter(path: Path, layout: str = "base", seed: int = 0) -> None:
-    """An adapter of `ADAPTERS`: a nested `.bin`, or a flat `.safetensors`."""
-    weights = adapter_weights(ADAPTERS[layout], seed)
+def write_adapter(path: Path, layout: str = "base", seed: int = 0, **changes: Any) -> None:
+    """An adapter of `ADAPTERS`, with changes of its architecture: a nested `.bin`, or a flat `.safetensors`."""
+    weights = adapter_weights(replace(ADAPTERS[layout], **changes), seed)
     if path.suffix == ".bin":
         torch.save(nested(weights), path)
     else:

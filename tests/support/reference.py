@@ -132,10 +132,11 @@ def reference_pipeline(
     tokenizer_dir: Path,
     scheduler: Any = None,
     pipeline: type = StableDiffusionPipeline,
+    **networks: Any,
 ) -> Any:
     """A diffusers pipeline (text-to-image, or the class given) of these weights, without a safety checker.
 
-    The default scheduler is v1.5's PNDM. Progress bars are off.
+    `networks` are those that the class takes besides. The default scheduler is v1.5's PNDM. Progress bars are off.
     """
     if scheduler is None:
         scheduler = PNDMScheduler(**V1_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
@@ -148,6 +149,7 @@ def reference_pipeline(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+        **networks,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -77,6 +77,16 @@ def test_an_image_makes_it_image_to_image(service: Service, engine: Any) -> None
     assert response["parameters"]["strength"] == 0.5
 
 
+def test_images_in_lists_are_decoded_as_images_are(service: Service, engine: Any) -> None:
+    units = [{"model": "plus", "image": data_uri(plain(9, 7)), "weight": 0.5}, {"model": "base", "image": "aGk="}]
+    assert run(service, {"prompt": "x", "ip_adapters": units[:1]})["message"] == "success"
+    (unit,) = engine.requests[0].ip_adapters
+    assert unit.image.shape == (7, 9, 3) and (unit.image == (255, 0, 0)).all() and unit.weight == 0.5
+    failure = run(service, {"prompt": "x", "ip_adapters": units})
+    assert failure["error_code"] == "invalid_image" and "ip_adapters[1].image" in failure["error"]
+    assert len(engine.requests) == 1
+
+
 def test_an_image_is_resized_to_the_requested_size(service: Service, engine: Any) -> None:
     run(service, {"prompt": "x", "init_images": [data_uri(plain())], "width": 72, "height": 80})
     assert engine.requests[0].image.shape == (80, 72, 3)

@@ -13,9 +13,11 @@ from sd_core.checks import same, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record
 from sd_core.sampling.registry import is_schedule, resolve
+from worker.api.a1111_control import SCRIPT, UNITS, units_of
 from worker.api.a1111_rules import IGNORED, RULES, SETTINGS, SHARED, Rule
 from worker.api.found import unfit_options
 
+FIELD_OF_UNITS = "controlnets"
 CONTAINERS = ("override_settings", "alwayson_scripts")
 SCRIPTS_OFF: tuple[Any, ...] = ({"args": []}, {"args": [False]})  # how clients send a script that is to do nothing
 MAX_NAMED = 100  # names that a warning lists, and warnings about one name each
@@ -102,6 +104,9 @@ class _Translation:
             raise InvalidRequest(f"{container}: {shorten(entries)} is not an object")
         rules, off = (SETTINGS, ()) if container == "override_settings" else ({}, SCRIPTS_OFF)
         for name, value in entries.items():
+            if container == "alwayson_scripts" and isinstance(name, str) and name.lower() == SCRIPT:
+                self._take_units(name, value)
+                continue
             shown = name if isinstance(name, str) and name.isidentifier() and name.isascii() else shorten(name)
             self._take(f"{container}.{shown[:MAX_SHOWN]}", rules.get(name, Rule(nothing=off)), value)
 
@@ -116,6 +121,19 @@ class _Translation:
             self._miss(name, field)
         else:
             self._put(name, field, rule.value(value))
+
+    def _take_units(self, name: str, script: Any) -> None:
+        """Take the ControlNets of the script of that name."""
+        units = units_of(script)
+        self._warnings += units.warnings
+        if units.items and not self._has(FIELD_OF_UNITS):
+            self._miss(UNITS, FIELD_OF_UNITS)
+        elif units.items and self._body.get(FIELD_OF_UNITS):
+            raise InvalidRequest(f"{UNITS} and {FIELD_OF_UNITS}: two ways to ask for one thing; leave one out")
+        elif units.items:
+            self._job[FIELD_OF_UNITS] = units.items
+        else:
+            self._nothing.append(f"alwayson_scripts.{name}")
 
     def _strength(self) -> str | None:
         """What `denoising_strength` is: the second pass' without an image; None without either."""

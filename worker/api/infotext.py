@@ -60,12 +60,22 @@ def labelled(record: Record, *holders: Any) -> Iterator[tuple[str, str]]:
         if value is None or not acts(field.acts_with, values):
             continue
         holder = next(holder for holder in holders if hasattr(holder, field.name))
-        if field.label:
+        if field.is_list:
+            yield from _of_items(field, value)
+        elif field.label:
             text = _text(field, value) if field.to_text is None else field.to_text(holder)
             if text is not None:
                 yield field.label, text
         if field.record is not None and not field.is_list:
             yield from labelled(field.record, value)
+
+
+def _of_items(field: Field, items: Any) -> Iterator[tuple[str, str]]:
+    """A numbered label for each item of a list, if its field has a label."""
+    for index, item in enumerate(items):
+        text = None if field.to_text is None else field.to_text(item)
+        if field.label and text is not None:
+            yield f"{field.label} {index}", text
 
 
 def as_json(field: Field, value: Any) -> Any:

@@ -66,6 +66,11 @@ def read_infotext(text: str, record: Record) -> Found:
                 _put(values, paths[key], _values_of(paths[key][-1], value), written, label)
             except ValueError:
                 warnings.append(f"{PREFIX}: {label} was ignored: {shorten(value)} cannot be read")
+        elif (listed := _list_of(key, record)) is not None:
+            try:
+                values.setdefault(listed.name, []).append(dict(_values_of(listed, value)))
+            except ValueError:
+                warnings.append(f"{PREFIX}: {label} was ignored: {shorten(value)} cannot be read")
         elif key not in ASIDE | {EXACT.lower(), RNG.lower()}:
             unknown.append(label)
     if unknown:
@@ -139,13 +144,21 @@ def _paths(record: Record, pairs: Mapping[str, str]) -> dict[str, Path]:
     record: "Denoising strength" is the second pass's beside "Hires upscaler".
     """
     given = {_key(label) for label in pairs}
-    outer = {_key(field.label): (field,) for field in record if field.label}
+    outer = {_key(field.label): (field,) for field in record if field.label and not field.is_list}
     paths: dict[str, Path] = dict(outer)
     for field in record:
         inner = dict(_nested(field))
         if (inner.keys() - outer.keys()) & given:
             paths |= inner
     return paths
+
+
+def _list_of(key: str, record: Record) -> Field | None:
+    """The list whose items have this label with a number behind it."""
+    label, _, number = key.rpartition(" ")
+    return next(
+        (field for field in record if field.is_list and number.isdecimal() and _key(field.label) == label), None
+    )
 
 
 def _nested(field: Field) -> Iterator[tuple[str, Path]]:

@@ -100,14 +100,17 @@ class Limits:
 class Job:
     """One valid job.
 
-    `source` is where its image comes from, `mask_source` its mask. Until they are loaded, `request` has none, and the
-    model's size unless the job asks for one; `width` and `height` are what the job asks for.
+    `source` is where its image comes from, `mask_source` its mask, `hint_sources` the image of each of its ControlNets,
+    and `reference_sources` of its IP-Adapters, None for one that takes the job's own. Until they are loaded,
+    `request` has none, and the model's size unless the job asks for one; `width` and `height` are what it asks for.
     """
 
     request: Request
     door: Door
     source: str | None
     mask_source: str | None
+    hint_sources: tuple[str | None, ...]
+    reference_sources: tuple[str | None, ...]
     width: int | None
     height: int | None
     warnings: tuple[str, ...]
@@ -171,7 +174,10 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     written = checked.written | {name: f"{PREFIX}.{name}" for name in filled.names}
     idle = without_effect(record, replace(checked, written=written))
     warnings = (*body.warnings, *filled.warnings, *idle)
-    return Job(request, door, values["image"], values["mask"], values["width"], values["height"], warnings)
+    hints = tuple(unit.image for unit in values["controlnets"])
+    references = tuple(unit.image for unit in values["ip_adapters"])
+    sources = values["image"], values["mask"], hints, references
+    return Job(request, door, *sources, values["width"], values["height"], warnings)
 
 
 def _attempt(problems: list[str], attempt: Callable[[], T]) -> T | None:

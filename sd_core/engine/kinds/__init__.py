@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from sd_core.engine.kinds.hint import HintKind
+from sd_core.engine.kinds.image_prompt import ImageKind
 from sd_core.engine.kinds.kind import Kind
 from sd_core.engine.kinds.text import TextKind
 from sd_core.engine.kinds.unet import UNetKind
 from sd_core.engine.kinds.upscale import UpscaleKind
 from sd_core.engine.kinds.vae import DecodeKind, EncodeKind
 from sd_core.engine.pool import Pool
-from sd_core.work import DecodeWork, EncodeWork, HintWork, TextWork, UNetWork, UpscaleWork
+from sd_core.work import DecodeWork, EncodeWork, HintWork, ImageWork, TextWork, UNetWork, UpscaleWork
 
 Kinds = Mapping[type, Kind[Any]]
 """The kind that runs each type of work."""
@@ -22,6 +23,7 @@ def kinds_of(pool: Pool, max_batch: int) -> Kinds:
         TextWork: TextKind(pool),
         EncodeWork: EncodeKind(pool),
         HintWork: HintKind(),
+        ImageWork: ImageKind(),
         UNetWork: UNetKind(pool, max_batch),
         DecodeWork: DecodeKind(pool),
         UpscaleWork: UpscaleKind(),

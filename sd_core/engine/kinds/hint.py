@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sd_core.cache import LRU
 from sd_core.engine.kinds.kind import Kind
+from sd_core.models.controlnet import ControlNet
 from sd_core.models.given import NOTHING, Given
 from sd_core.models.t2i_adapter import T2IAdapter
 from sd_core.work import Hint, HintWork
@@ -48,16 +49,20 @@ class HintKind(Kind[HintWork]):
     def _embedded(self, work: HintWork) -> Hint:
         hint = self._kept.get(self.key(work))
         if hint is None:
-            network = work.network
-            given = Given(padding=network.circular) if work.tiling else NOTHING
-            pixels = _in_channels(work.pixels, network.hint_channels)
-            if isinstance(network, T2IAdapter):
-                values: tuple[Tensor, ...] = network(pixels, given)
-            else:
-                values = (network.embed(pixels, given),)
-            hint = Hint(self.key(work), values)
+            hint = Hint(self.key(work), _values(work))
             self._kept.put(hint.key, hint)
         return hint
+
+
+def _values(work: HintWork) -> tuple[Tensor, ...]:
+    network = work.network
+    assert isinstance(network, ControlNet | T2IAdapter)
+    given = Given(padding=network.circular) if work.tiling else NOTHING
+    pixels = _in_channels(work.pixels, network.hint_channels)
+    if isinstance(network, ControlNet):
+        return (network.embed(pixels, given),)
+    features: tuple[Tensor, ...] = network(pixels, given)
+    return features
 
 
 def _in_channels(pixels: Tensor, channels: int) -> Tensor:

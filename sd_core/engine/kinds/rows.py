@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sd_core.device import upload
-from sd_core.work import Applied, Context, Control, UNetWork
+from sd_core.networks import Applied
+from sd_core.work import Context, Control, ImagePrompt, UNetWork
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Row:
         return [control for control in self.work.attached.controls if control.acts_on(self.index)]
 
     @property
+    def image_prompts(self) -> list[ImagePrompt]:
+        return [image for image in self.work.attached.image_prompts if image.acts_on(self.index)]
+
+    @property
     def is_perturbed(self) -> bool:
         return self.index in self.work.perturbed
 
@@ -61,7 +66,11 @@ class Row:
             image_of_row=(0,),
             perturbed=(0,) if self.is_perturbed else (),
             deep=self.deep,
-            attached=replace(self.work.attached, controls=tuple(replace(each, rows=None) for each in self.controls)),
+            attached=replace(
+                self.work.attached,
+                controls=tuple(replace(each, rows=None) for each in self.controls),
+                image_prompts=tuple(replace(each, rows=None) for each in self.image_prompts),
+            ),
         )
 
 

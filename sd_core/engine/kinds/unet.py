@@ -12,6 +12,7 @@ from torch import Tensor
 from sd_core.engine.kinds.adapted import grouped
 from sd_core.engine.kinds.controlled import Controls, cost_of_controls, numbers_of_controls
 from sd_core.engine.kinds.extras import departing
+from sd_core.engine.kinds.image_prompt import ImageReader, image_tokens
 from sd_core.engine.kinds.kind import Kind
 from sd_core.engine.kinds.prompts import PromptReader
 from sd_core.engine.kinds.rows import Row, firsts_of, rows_of, stacked
@@ -63,6 +64,7 @@ class UNetKind(Kind[UNetWork]):
         self._pool, self._max_batch = pool, max_batch
         self._prompts = PromptReader(pool.device)
         self._controls = Controls(self._prompts, pool.device)
+        self._images = ImageReader(pool.device)
 
     @property
     def capacity(self) -> float:
@@ -84,7 +86,8 @@ class UNetKind(Kind[UNetWork]):
         values = numbers * unet.config.channels[0] * work.latents.shape[2:].numel()
         long = sum(max(0, context.states.shape[1] - COUNTED_TOKENS) for context in work.contexts)
         # Kept once by context and once stacked.
-        return (values + 2 * long * _read_width(unet.config)) * unet.dtype.itemsize
+        read = 2 * (long + image_tokens(work)) * _read_width(unet.config)
+        return (values + read) * unet.dtype.itemsize
 
     def run(self, works: Sequence[UNetWork]) -> Sequence[Answer]:
         order = grouped([work.attached.adapters for work in works])
@@ -127,6 +130,7 @@ class UNetKind(Kind[UNetWork]):
 
     def release(self) -> None:
         self._prompts.clear()
+        self._images.clear()
         self._pool.release()
 
     def _forward(self, rows: Sequence[Row], tokens: int, *, keeps_deep: bool) -> tuple[Tensor, Tensor | None]:
@@ -140,7 +144,8 @@ class UNetKind(Kind[UNetWork]):
         latents, times = stacked([rows[first] for first in firsts], self._pool.device)
         contexts, adapters = [row.context for row in rows], [row.adapters for row in rows]
         given = self._prompts.given((network, unet), contexts, images, tokens, adapters)
-        given = self._controls.steering(departing(given, rows, unet), rows, tokens)
+        given = self._images.showing(departing(given, rows, unet), rows, unet)
+        given = self._controls.steering(given, rows, tokens)
         deep = [row.deep for row in rows if row.deep is not None]
         if deep:
             return step.outermost(latents, times, torch.cat(deep), given), None

@@ -25,7 +25,12 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "model": ("other",),
 }
 # What else a field needs to have an effect.
-BESIDE: dict[str, dict[str, Any]] = {"inpaint_padding": {"inpaint_area": "masked"}}
+BESIDE: dict[str, dict[str, Any]] = {
+    "inpaint_padding": {"inpaint_area": "masked"},
+    # No text holds a control image; those that take the job's own image come back.
+    "controlnets": {"image": "aGk=", "mask": "aGk="},
+    "ip_adapters": {"image": "aGk="},
+}
 # It says how many images there are; each text is of one.
 NOT_HELD = {"num_images"}
 
@@ -118,3 +123,17 @@ def test_a_value_comes_back_from_text_and_object(record: Record, field: Field, v
     assert again.warnings == ()
     told = parse_request({"parameters": parameters(job, record), **images}, LIMITS, record=record)
     assert told.request == wanted
+
+
+def test_image_prompts_take_all_but_their_images_from_a_text() -> None:
+    unit = {"model": "plus", "image": "aGk=", "weight": 0.5}
+    job = parse_request({"prompt": "x", "seed": 5, "ip_adapters": [unit]}, LIMITS)
+    written = infotext(job, 5, MODEL)
+    assert "aGk=" not in written and "plus" in written
+    for text in (written, parameters(job)):
+        again = parse_request({"parameters": text}, LIMITS)
+        assert again.request.ip_adapters == ()
+        ignored = "ip_adapters was ignored: send the images again, as ip_adapters[0].image"
+        assert again.warnings == (f"parameters: {ignored}",)
+        again = parse_request({"parameters": text, "ip_adapters": [{"image": "aGk="}]}, LIMITS)
+        assert again.request.ip_adapters == job.request.ip_adapters and not again.warnings

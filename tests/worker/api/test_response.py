@@ -110,7 +110,7 @@ def test_parameters_hold_every_resolved_value(tmp_path: Path) -> None:
         "eta_noise_seed_delta": 0, "variation_seed": None, "variation_strength": 0.0,
         "output_quality": 95, "hires": None, "tiling": False,
         "guidance_rescale": 0.0, "pag_scale": 0.0, "freeu": None, "guidance_start": 0.0, "guidance_end": 1.0,
-        "deepcache": 1, "tome_ratio": 0.0, "loras": [], "vae": None,
+        "deepcache": 1, "tome_ratio": 0.0, "loras": [], "controlnets": [], "ip_adapters": [], "vae": None,
     }  # fmt: skip
     again = parse_request(response["parameters"], LIMITS)
     assert (again.sampler_name, again.request.seed, again.request.width) == ("euler", 7, 72)

@@ -1,0 +1,149 @@
+"""Train the demo's LoRA, which adds pink and teal: `python -m demo.train_lora`.
+
+The base's weights stay as they are: each layer of attention gets a low-rank product beside it, in the text encoder too,
+because the words of the new colours are no tokens of the vocabulary but four bytes each.
+"""
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from demo.assemble import CHECKPOINT, WEIGHTS
+from demo.dataset import added_scene, training_scene
+from demo.optimize import Optimizer
+from demo.train_colours import tinted_latents
+from demo.train_diffusion import PROMPT_DROPOUT, training_rows
+from sd_core.adapters.delta import LowRank
+from sd_core.adapters.names import diffusers_name
+from sd_core.formats.load import Networks, load_networks
+from sd_core.models.attention import SpatialTransformer
+from sd_core.models.clip import CLIPTextEncoder
+from sd_core.models.given import Adapter, Given
+from sd_core.models.layers import Conv2d, GatedLinear, Linear
+from sd_core.models.unet import UNet, UNetConfig
+from sd_core.models.vae import VAE
+from sd_core.text.tokenizer import CLIPTokenizer
+
+LORA = WEIGHTS / "loras" / "pink-teal.safetensors"
+RANK = 8
+KNOWN_SHARE = 0.2  # of the images: those without an added colour, so that the others stay what they are
+METADATA = {"ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_network_dim": str(RANK)}
+DATA_SEED = 1
+PURE_NOISE = 0.15
+
+
+class Trained(nn.Module):
+    """The adapter of one layer; its product starts at zero."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        out_size, in_size, *kernel = layer.weight.shape
+        self.down = nn.Parameter(torch.randn(RANK, in_size, *kernel) / in_size**0.5)
+        self.up = nn.Parameter(torch.zeros(out_size, RANK))
+
+    def forward(self, x: Tensor, out: Tensor, padding: tuple[int, int]) -> Tensor:
+        return out + LowRank(self.down, self.up)(x, padding)
+
+
+class Adapters(nn.Module):
+    """Adapters of the layers of a network that kohya's trainer adapts by default: those of its transformers."""
+
+    def __init__(self, network: CLIPTextEncoder | UNet) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.trained: list[Trained] = []
+        transformers = [network] if isinstance(network, CLIPTextEncoder) else network.modules()
+        for transformer in transformers:
+            if isinstance(transformer, CLIPTextEncoder | SpatialTransformer):
+                for layer in transformer.modules():
+                    if isinstance(layer, Linear | GatedLinear | Conv2d):
+                        self.names.append(layer.name)
+                        self.trained.append(Trained(layer))
+        self.layers = nn.ModuleList(self.trained)
+
+    @property
+    def by_layer(self) -> dict[str, Adapter]:
+        return dict(zip(self.names, self.trained, strict=True))
+
+
+class Lora(nn.Module):
+    """The adapters of a text encoder and a UNet."""
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__()
+        self.text, self.unet = Adapters(networks.text_encoder), Adapters(networks.unet)
+
+    def predict(self, networks: Networks, x: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+        """The adapted networks' eps (B, 4, H, W) for noisy latents (B, 4, H, W), timesteps (B,) and prompts (B, 77)."""
+        states = networks.text_encoder(ids, given=Given(adapters=self.text.by_layer))
+        adapters = self.unet.by_layer
+        read = networks.unet.read(states, Given(adapters=adapters))
+        eps: Tensor = networks.unet(x, timesteps, Given(read, adapters=adapters))
+        return eps
+
+
+def training_set(vae: VAE, count: int) -> tuple[Tensor, list[str]]:
+    """Scaled latents (count, 4, 16, 16) and their prompts."""
+    rng = random.Random(DATA_SEED)
+    scenes = [training_scene(rng) if rng.random() < KNOWN_SHARE else added_scene(rng) for _ in range(count)]
+    return tinted_latents(vae, scenes), [scene.prompt for scene in scenes]
+
+
+def kohya_tensors(lora: Lora, config: UNetConfig) -> dict[str, Tensor]:
+    """The file's tensors, in half precision, under kohya's names: those of diffusers, joined by underscores."""
+    tensors = {}
+    for prefix, adapters in (("lora_te_", lora.text), ("lora_unet_", lora.unet)):
+        for name, layer in zip(adapters.names, adapters.trained, strict=True):
+            spelled = diffusers_name(name, config) if adapters is lora.unet else name
+            module = prefix + spelled.replace(".", "_")
+            tensors[f"{module}.lora_down.weight"] = layer.down
+            tensors[f"{module}.lora_up.weight"] = layer.up.reshape(*layer.up.shape, *[1] * (layer.down.dim() - 2))
+            tensors[f"{module}.alpha"] = torch.tensor(float(RANK))
+    return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--file", type=Path, default=LORA, help="where the LoRA goes")
+    parser.add_argument("--images", type=int, default=3072)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=16)
+    arguments = parser.parse_args()
+    networks = load_networks(CHECKPOINT, torch.device("cpu"), torch.float32)
+    latents, prompts = training_set(networks.vae, arguments.images)
+    tokenizer = CLIPTokenizer.load(WEIGHTS)
+    ids = torch.tensor([tokenizer.encode(prompt, 77).ids for prompt in prompts])
+    no_prompt = torch.tensor(tokenizer.encode("", 77).ids)
+
+    torch.manual_seed(0)
+    for network in (networks.text_encoder, networks.unet):
+        network.bfloat16().requires_grad_(requires_grad=False)
+    lora = Lora(networks)
+    optimizer = Optimizer(lora, learning_rate=2e-3, steps=arguments.steps, ema_decay=0.99)
+    started, losses = time.monotonic(), []
+    for step in range(arguments.steps):
+        chosen = torch.randint(len(latents), (arguments.batch,))
+        prompt = ids[chosen].clone()
+        prompt[torch.rand(len(prompt)) < PROMPT_DROPOUT] = no_prompt
+        x, timesteps, target, weight = training_rows(latents[chosen], PURE_NOISE)
+        eps = lora.predict(networks, x.bfloat16(), timesteps.float(), prompt).float()
+        error = (eps - target).square().mean(dim=(1, 2, 3))
+        optimizer.step((error * weight).mean())
+        losses.append(error.mean().item())
+        if (step + 1) % 50 == 0:
+            mean = sum(losses[-50:]) / 50
+            print(f"{step + 1}/{arguments.steps} {time.monotonic() - started:.0f} s: error {mean:.4f}", flush=True)
+        if (step + 1) % 250 == 0 or step + 1 == arguments.steps:
+            averaged = Lora(networks)
+            averaged.load_state_dict(optimizer.averaged())
+            arguments.file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(kohya_tensors(averaged, networks.unet.config), arguments.file, METADATA)
+
+
+if __name__ == "__main__":
+    main()
