@@ -76,7 +76,7 @@ BAD: dict[str, tuple[dict[str, Tensor], str]] = {
         r"weight of shape \[5\]",
     ),
     "OFT of another width": ({f"{KOHYA}.oft_blocks": drawn(5, 4, 4)}, r"oft_blocks of shape \[5, 4, 4\]"),
-    "OFT of large numbers": ({f"{KOHYA}.oft_blocks": 1e30 * drawn(16, 4, 4)}, "too large for a rotation"),
+    "OFT of large numbers": ({f"{KOHYA}.oft_blocks": 3e38 * drawn(16, 4, 4).sign()}, "too large for a rotation"),
     "OFT of one dimension": ({f"{KOHYA}.oft_blocks": drawn(64)}, r"oft_blocks of shape \[64\]"),
     "BOFT of too many stages": ({f"{KOHYA}.oft_blocks": drawn(9, 16, 4, 4)}, r"oft_blocks of shape \[9, 16, 4, 4\]"),
     "OFT of blocks that are not square": ({f"{KOHYA}.oft_blocks": drawn(16, 4, 3)}, "oft_blocks of shape"),
