@@ -13,6 +13,8 @@ _ENDINGS = {
     "lora_mid.weight": "mid",
     "lora.down.weight": "down",
     "lora.up.weight": "up",
+    "lora.alpha": "alpha",
+    "lora_linear_layer.alpha": "alpha",
     "lora_linear_layer.down.weight": "down",
     "lora_linear_layer.up.weight": "up",
     **{
