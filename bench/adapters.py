@@ -148,13 +148,14 @@ def _write(folder: Path, model: StableDiffusion, rank: int) -> list[Path]:
     names = Names.of(networks.unet, networks.text_encoder)
     paths = [folder / f"{index}.safetensors" for index in range(IMAGES)]
     for seed, path in enumerate(paths):
-        lora = random_lora(names, networks.unet.config, rank, float(rank), SIZE, seed)
+        lora = random_lora(names, networks.unet.config, rank, float(rank), size=SIZE, seed=seed)
         save_file({name: tensor.half() for name, tensor in lora.items()}, path)
     return paths
 
 
 def _read(path: Path, model: StableDiffusion) -> Adapter:
-    return read_adapter(path, model.networks, model.device, model.networks.unet.dtype)
+    unet, text_encoder = model.networks.unet, model.networks.text_encoder
+    return read_adapter(path, unet, text_encoder, model.device, unet.dtype)
 
 
 def _work(model: StableDiffusion, seed: int, side: int) -> UNetWork:
