@@ -36,16 +36,19 @@ def random_lora(
     rank: int = 4,
     alpha: float | None = 2.0,
     layers: Collection[tuple[str, str]] | None = None,
+    size: float = 1.0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
-    """A kohya LoRA of these layers (network, name), or those of `targets`, whose changes have the weights' size."""
-    generator = torch.Generator().manual_seed(rank)
+    """A kohya LoRA of these layers (network, name), or those of `targets`, whose changes have `size` times the weights'
+    size."""
+    generator = torch.Generator().manual_seed(1000 * seed + rank)
     tensors: dict[str, Tensor] = {}
     for network, name in targets(names) if layers is None else layers:
         weight = names.layers[network, name].get_parameter("weight")
         spelled = kohya_name(network, name, config)
         down = torch.randn(rank, *weight.shape[1:], generator=generator)
         up = torch.randn(weight.shape[0], rank, *(1 for _ in weight.shape[2:]), generator=generator)
-        spread = float(weight.std()) / rank**0.5
+        spread = size * float(weight.std()) / rank**0.5
         tensors[f"{spelled}.lora_down.weight"] = down
         tensors[f"{spelled}.lora_up.weight"] = up * spread
         if alpha is not None:

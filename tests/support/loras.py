@@ -20,7 +20,7 @@ def write_lora(path: Path, model: StableDiffusion, seed: int, rank: int = 4, siz
     names = Names.of(networks.unet, networks.text_encoder)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"sshs_model_hash": f"{seed:064x}"}
-    save_file(random_lora(names, networks.unet.config, rank, float(rank), size, seed), path, metadata)
+    save_file(random_lora(names, networks.unet.config, rank, float(rank), size=size, seed=seed), path, metadata)
 
 
 def library_in(folder: Path) -> Library:

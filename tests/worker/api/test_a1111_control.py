@@ -172,7 +172,7 @@ class TestInfotext:
         again = parse_request({"parameters": self.text()}, LIMITS)
         assert again.request.controlnets == ()
         assert again.warnings == (
-            "parameters: controlnets was ignored: send the control images again, as controlnets[0].image",
+            "parameters: controlnets was ignored: send the images again, as controlnets[0].image",
         )
 
     def test_a_text_of_the_web_ui(self) -> None:
