@@ -18,21 +18,16 @@ from sd_core.models.ip_adapter import ImageTokenizer, IPAdapter
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.work import Attachments, Context, Extras, ImagePrompt, ImageWork, UNetWork
 from tests.support.counting import counted, normal
-from tests.support.ip_adapters import ADAPTERS, ENCODER, random_weights
+from tests.support.ip_adapters import ADAPTERS, ENCODER, random_network
 from tests.support.memory import cpu_peak
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def filled(network: Any) -> Any:
-    network.load_state_dict(random_weights(network))
-    return network.requires_grad_(False).eval()
-
-
 @pytest.fixture(scope="module")
 def tokenizers() -> dict[str, ImageTokenizer]:
-    encoder = filled(ImageEncoder(ENCODER, "encoder"))
-    return {name: ImageTokenizer(encoder, filled(IPAdapter(config, name))) for name, config in ADAPTERS.items()}
+    encoder = random_network(ImageEncoder(ENCODER, "encoder"))
+    return {name: ImageTokenizer(encoder, random_network(IPAdapter(config, name))) for name, config in ADAPTERS.items()}
 
 
 class TestEncoding:
