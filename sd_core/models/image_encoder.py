@@ -11,7 +11,7 @@ from sd_core.models.clip import Encoder
 from sd_core.models.given import NOTHING
 from sd_core.models.layers import Conv2d, Linear, name_layers, running_dtype
 
-NUMBERS = 16
+NUMBERS = 18
 """Numbers that an encoder holds at its peak for a token, over its width."""
 
 
