@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
-BENCH ?= text vae step prompts samplers deepcache reorders peak memory start first demo batch throughput
+BENCH ?= text vae step prompts samplers deepcache models reorders peak memory start first demo batch throughput
 OUT ?= $(error set the folder of the training: make demo-weights OUT=FOLDER)
 
 # The newest versions in pyproject.toml's ranges, except torch, whose version is that of the Dockerfile's base image.
@@ -87,7 +87,10 @@ demo-weights: $(VENV)/.dev ## train the demo model in the folder OUT (hours) and
 	$(BIN)/python -m demo.train_diffusion --out $(OUT) --steps 1100 --pure-noise 0.12 --seed 3 --stars 3
 	$(BIN)/python -m demo.train_decoder --out $(OUT) --steps 2000 --learning-rate 5e-4
 	$(BIN)/python -m demo.train_decoder --out $(OUT) --steps 1000 --learning-rate 5e-4 --seed 4 --stars 4
+	$(BIN)/python -m demo.train_colours --out $(OUT)
 	$(BIN)/python -m demo.assemble --out $(OUT)
+	$(BIN)/python -m demo.train_lora
+	$(BIN)/python -m demo.train_controlnet
 
 wheel: $(VENV)/.dev ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from sd_core.fields import Record
-from sd_core.formats.detect import NUM_HEADS_KEY, detect
+from sd_core.formats.keys import VAE_PREFIX
 from sd_core.models.controlnet import ControlNetConfig
-from tests.support.controls import random_controlnet
+from sd_core.models.ip_adapter import attention_widths
+from sd_core.pipeline.model import StableDiffusion
+from tests.support.controls import random_controlnet, write_guide
+from tests.support.ip_adapters import write_adapter, write_encoder
+from tests.support.loras import write_lora
 from tests.support.pictures import data_uri
 from worker.api.docs import PAGE
 from worker.api.job import JOB
@@ -32,6 +34,7 @@ BLOCK = re.compile(r"^```json\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STANDS_FOR = {
     "<base64 of an image>": data_uri(Image.linear_gradient("L").resize((64, 64)).convert("RGB")),
     "<base64 of a mask>": data_uri(Image.radial_gradient("L").resize((64, 64)).convert("RGB")),
+    "https://example.com/photo.png": data_uri(Image.linear_gradient("L").resize((64, 64)).convert("RGB")),
     "v1-5-pruned-emaonly": "demo",
 }
 QUICK = {"steps": 2, "width": 64, "height": 64}
@@ -61,9 +64,8 @@ def named(record: Record, job: dict[str, Any], prefix: str = "") -> set[str]:
         field = record.names.get(name)
         if field is not None:
             found.add(prefix + field.name)
-            items = value if isinstance(value, list) else [value]
-            for item in items if field.record is not None else ():
-                if isinstance(item, dict):
+            for item in value if isinstance(value, list) else [value]:
+                if field.record is not None and isinstance(item, dict):
                     found |= named(field.record, item, f"{prefix}{field.name}.")
     return found
 
@@ -75,24 +77,30 @@ def fields(record: Record, prefix: str = "") -> set[str]:
 
 
 def write_files(folder: Path) -> None:
-    """The files that examples name, for the demo model."""
-    with safe_open(WEIGHTS / "demo.safetensors", "pt") as file:
-        names, metadata = file.keys(), file.metadata()
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    config = ControlNetConfig(detect(shapes, metadata).unet)
-    heads = {NUM_HEADS_KEY: str(config.unet.num_heads)}
-    save_file(random_controlnet(config), folder / "control_v11p_sd15_canny.safetensors", metadata=heads)
+    """Random ones of the names on the page that fit the demo model."""
+    model = StableDiffusion.load(WEIGHTS / "demo.safetensors", WEIGHTS, "cpu", "fp32")
+    unet = model.networks.unet
+    write_lora(folder / "SD_LORAS" / "watercolour.safetensors", model, seed=0, size=0.1)
+    write_guide(folder / "SD_CONTROLNETS", "control_v11p_sd15_canny", random_controlnet(ControlNetConfig(unet.config)))
+    vae = {VAE_PREFIX + name: each.contiguous() for name, each in model.networks.vae.state_dict().items()}
+    write_guide(folder / "SD_VAES", "sharp", vae)
+    for name in ("SD_IP_ADAPTERS", "SD_CLIP_VISION"):
+        (folder / name).mkdir()
+    sizes = {"context_dim": unet.config.context_dim, "attentions": attention_widths(unet)}
+    write_adapter(folder / "SD_IP_ADAPTERS" / "plus.safetensors", "plus", **sizes)
+    write_encoder(folder / "SD_CLIP_VISION" / "encoder.safetensors")
 
 
 @pytest.fixture(scope="module")
 def handler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    folder = tmp_path_factory.mktemp("files")
+    write_files(folder)
     with pytest.MonkeyPatch.context() as patch:
+        for each in folder.iterdir():
+            patch.setenv(each.name, str(each))
         patch.setenv("SD_WEIGHTS", str(WEIGHTS))
         patch.setenv("SD_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
         patch.setenv("SD_DEVICE", "cpu")
-        controlnets = tmp_path_factory.mktemp("controlnet")
-        write_files(controlnets)
-        patch.setenv("SD_CONTROLNETS", str(controlnets))
         module = importlib.import_module("handler")
         yield module
         module.service().engine.close()
