@@ -10,23 +10,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from sd_core.engine.kinds import kinds_of
+from sd_core.engine.kinds.hint import HintKind
 from sd_core.engine.memory import Memory
 from sd_core.engine.pool import Pool
 from sd_core.engine.runner import Runner
+from sd_core.layout.choose import lay_out
+from sd_core.models.controlnet import ControlNet, ControlNetConfig
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.work import Context, DecodeWork, EncodeWork, TextWork, UNetWork
+from sd_core.work import (
+    UNATTACHED,
+    Attachments,
+    Context,
+    Control,
+    DecodeWork,
+    EncodeWork,
+    HintWork,
+    TextWork,
+    UNetWork,
+)
+from tests.support.controls import TINY_CONTROLNET, controlnet
+from tests.support.random_weights import TINY
 
 # Forwards by name: for the UNet, the number of rows of each image; for other networks nothing.
-KINDS = {"one guided image": (2,), "four mixed images": (2, 1, 2, 1), "encode": (), "decode": (), "text": ()}
+KINDS = {
+    "one guided image": (2,),
+    "four mixed images": (2, 1, 2, 1),
+    "two images with a ControlNet": (2, 2),
+    "encode": (),
+    "decode": (),
+    "text": (),
+    "hint": (),
+}
 
 
 def works_of(model: StableDiffusion, kind: str, side: int) -> list[Any]:
     """The works of one forward, on latents of side x side."""
     latents, width = torch.randn(1, 4, side, side, device=model.device), model.networks.unet.config.context_dim
+    pixels = torch.rand(1, 3, side * 8, side * 8, device=model.device)
     if rows := KINDS[kind]:
+        attached = attached_to(model, pixels) if "ControlNet" in kind else UNATTACHED
         return [
             UNetWork(
                 model.unet_key,
@@ -34,14 +60,35 @@ def works_of(model: StableDiffusion, kind: str, side: int) -> list[Any]:
                 500.0,
                 tuple(Context((image, row), torch.randn(1, 77, width, device=model.device)) for row in range(count)),
                 (0,) * count,
+                attached=attached,
             )
             for image, count in enumerate(rows)
         ]
     if kind == "encode":
-        return [EncodeWork(model.vae_key, "image", torch.randn(1, 3, side * 8, side * 8, device=model.device))]
+        return [EncodeWork(model.vae_key, "image", 2 * pixels - 1)]
+    if kind == "hint":
+        return [HintWork(controlnet_of(model), "hint", pixels)]
     if kind == "decode":
         return [DecodeWork(model.vae_key, latents)]
     return [TextWork(model.text_key, tuple((token,) * 77 for token in range(16)))]
+
+
+def controlnet_of(model: StableDiffusion) -> ControlNet:
+    """A random ControlNet for the model, laid out for its device."""
+    config = (
+        TINY_CONTROLNET if model.networks.unet.config == TINY.unet else ControlNetConfig(model.networks.unet.config)
+    )
+    network = controlnet(config).to(model.device, model.networks.unet.dtype)
+    lay_out(network, model.device, model.networks.unet.dtype)
+    return network
+
+
+def attached_to(model: StableDiffusion, pixels: Tensor) -> Attachments:
+    """A ControlNet with this hint."""
+    network = controlnet_of(model)
+    with torch.inference_mode():
+        (hint,) = HintKind().run([HintWork(network, "hint", pixels)])
+    return Attachments(controls=(Control(network, hint, (1.0,) * (len(network.zero_convs) + 1)),))
 
 
 def peak_and_counted(model: StableDiffusion, kind: str, side: int) -> dict[str, float]:
@@ -51,8 +98,8 @@ def peak_and_counted(model: StableDiffusion, kind: str, side: int) -> dict[str, 
     runner = Runner(Memory(model.device), kinds.values())
 
     def forward() -> None:
-        if isinstance(works[0], TextWork):
-            runs.release()  # otherwise the cached prompts would not be encoded again
+        if isinstance(works[0], TextWork | HintWork):
+            runs.release()  # otherwise what is kept would not be encoded again
         answers, fits = runner.run(runs, works)
         if not fits or any(isinstance(answer, Exception) for answer in answers):
             raise RuntimeError(f"the forward failed: {answers}")
