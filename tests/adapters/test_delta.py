@@ -84,6 +84,15 @@ def test_an_output_that_is_part_of_a_larger_one_keeps_the_rest() -> None:
     assert not larger[:, :, 8].any()
 
 
+@pytest.mark.parametrize("delta", LINEAR.values(), ids=LINEAR)
+def test_of_a_gated_layer_the_output_lies_in_two_halves(delta: Delta) -> None:
+    x, values, gates = random(2, 5, IN), random(2, 5, OUT // 2), random(2, 5, OUT // 2) + 1
+    expected = torch.cat([values, gates], dim=-1)
+    delta.add_to(expected, x, 0.5)
+    delta.add_to(values, x, 0.5, gates=gates)
+    torch.testing.assert_close(torch.cat([values, gates], dim=-1), expected)
+
+
 def test_fewer_ranks_are_the_first_ones() -> None:
     delta = LINEAR["low rank with a bias"]
     assert isinstance(delta, LowRank)
