@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from sd_core.catalogue import Entry
 from sd_core.engine.checkpoints import Checkpoints
 from sd_core.engine.memory import Memory
 from sd_core.errors import InvalidRequest, ModelError, OutOfMemory
+from sd_core.models.unet import UNet
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Result
 from tests.support.pictures import levels_apart
@@ -150,3 +152,22 @@ def test_any_mix_of_jobs_equals_solo_runs(start: Start, alone: Alone, jobs: list
         if not future.cancelled():
             assert levels_apart(future.result(SECONDS).images[0], alone(of(name, seed))) <= 1
     engine.close()
+
+
+def test_a_forward_that_lacks_memory_drops_the_models_that_no_job_uses(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, request = start(), replace(of("tiny"), width=128, height=128)
+    expected = engine.submit(request).result(SECONDS).images[0]
+    engine.submit(of("second")).result(SECONDS)
+    forward, failures = UNet.forward, [torch.OutOfMemoryError()]
+
+    def fail_once(self: UNet, *arguments: Any) -> torch.Tensor:
+        if failures:
+            raise failures.pop()
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(UNet, "forward", fail_once)
+    result = engine.submit(request).result(SECONDS)
+    assert list(engine.models) == ["tiny"]
+    assert levels_apart(result.images[0], expected) <= 1

@@ -94,7 +94,7 @@ def assert_near(ours: Tensor, expected: Tensor) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("tiling", [False, True], ids=["", "seamless"])
+@pytest.mark.parametrize("tiling", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "seamless"])
 def test_rows_of_one_forward_have_controls_of_their_own(
     tiny_model: StableDiffusion,
     kind: UNetKind,

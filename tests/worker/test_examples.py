@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from sd_core.fields import Record
+from sd_core.formats.detect import NUM_HEADS_KEY
 from sd_core.formats.keys import VAE_PREFIX
 from sd_core.models.controlnet import ControlNetConfig
 from sd_core.models.ip_adapter import attention_widths
@@ -34,7 +36,6 @@ BLOCK = re.compile(r"^```json\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STANDS_FOR = {
     "<base64 of an image>": data_uri(Image.linear_gradient("L").resize((64, 64)).convert("RGB")),
     "<base64 of a mask>": data_uri(Image.radial_gradient("L").resize((64, 64)).convert("RGB")),
-    "https://example.com/photo.png": data_uri(Image.linear_gradient("L").resize((64, 64)).convert("RGB")),
     "v1-5-pruned-emaonly": "demo",
 }
 QUICK = {"steps": 2, "width": 64, "height": 64}
@@ -81,7 +82,10 @@ def write_files(folder: Path) -> None:
     model = StableDiffusion.load(WEIGHTS / "demo.safetensors", WEIGHTS, "cpu", "fp32")
     unet = model.networks.unet
     write_lora(folder / "SD_LORAS" / "watercolour.safetensors", model, seed=0, size=0.1)
-    write_guide(folder / "SD_CONTROLNETS", "control_v11p_sd15_canny", random_controlnet(ControlNetConfig(unet.config)))
+    (folder / "SD_CONTROLNETS").mkdir()
+    heads = {NUM_HEADS_KEY: str(unet.config.num_heads)}
+    path = folder / "SD_CONTROLNETS" / "control_v11p_sd15_canny.safetensors"
+    save_file(random_controlnet(ControlNetConfig(unet.config)), path, heads)
     vae = {VAE_PREFIX + name: each.contiguous() for name, each in model.networks.vae.state_dict().items()}
     write_guide(folder / "SD_VAES", "sharp", vae)
     for name in ("SD_IP_ADAPTERS", "SD_CLIP_VISION"):
