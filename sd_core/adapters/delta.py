@@ -108,7 +108,7 @@ class LowRank(Delta):
         if not self._is_matrix:
             return F.conv2d(x, self.down, stride=self.stride, padding=padding).permute(0, 2, 3, 1)
         entries = x if self.down.dim() == 2 else x.permute(0, 2, 3, 1)
-        if self._packs:
+        if self._packs and not torch.is_grad_enabled():
             return onednn.linear(entries.contiguous(), self._packed_down, None)
         return F.linear(entries, self.down.flatten(1))
 

@@ -114,7 +114,7 @@ class LayerNorm(Named, nn.LayerNorm):
 
 
 def in_halves(projection: Tensor) -> tuple[Tensor, Tensor]:  # (..., 2 * hidden)
-    """Values and gates (..., hidden). Autograd lets an adapter add to them in place, not to those that `chunk` makes."""
+    """Values and gates (..., hidden), to which autograd lets an adapter add in place, unlike what `chunk` returns."""
     hidden = projection.shape[-1] // 2
     return projection[..., :hidden], projection[..., hidden:]
 
