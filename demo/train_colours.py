@@ -24,7 +24,6 @@ from sd_core.models.vae import VAE, Autoencoder
 
 # A direction that flat areas of the base's colours do not use: they differ within a plane of the latents.
 TINT = (0.67, 0.71, 0.05, 0.85)
-SCENES = 500  # of each kind
 
 
 def added_coverage(scene: Scene) -> Tensor:
@@ -53,12 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of vae.safetensors, which is replaced")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=4, help="half of them base scenes")
+    parser.add_argument("--batch", type=int, default=4, help="half of them scenes of the base")
+    parser.add_argument("--scenes", type=int, default=500, help="of each kind")
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
     rng = random.Random(0)
-    scenes = [training_scene(rng) for _ in range(SCENES)] + [added_scene(rng) for _ in range(SCENES)]
+    count, half = arguments.scenes, arguments.batch // 2
+    scenes = [training_scene(rng) for _ in range(count)] + [added_scene(rng) for _ in range(count)]
     vae = VAE(CONFIG)
     vae.load_state_dict(load_file(arguments.out / "vae.safetensors"))
     vae.encoder.requires_grad_(requires_grad=False)
@@ -67,8 +68,7 @@ def main() -> None:
     optimizer = Optimizer(vae, learning_rate=7e-4, steps=arguments.steps, ema_decay=0.99)
     started, errors = time.monotonic(), []
     for step in range(arguments.steps):
-        half = torch.randint(SCENES, (arguments.batch // 2,))
-        chosen = torch.cat([half, torch.randint(SCENES, (arguments.batch // 2,)) + SCENES])
+        chosen = torch.cat([torch.randint(count, (half,)), torch.randint(count, (half,)) + count])
         pixels = to_model_range(torch.from_numpy(render(scenes[index])) for index in chosen.tolist())
         error = (vae.decode(noisy(latents[chosen])) - pixels).abs()
         optimizer.step((error * outlines(pixels)).mean())

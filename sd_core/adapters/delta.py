@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sd_core.layout import onednn
 
 NO_PADDING = (0, 0)
 
@@ -38,7 +41,7 @@ class Delta(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Memory of its tensors."""
+        """Memory of its tensors, and of the forms in which they are used."""
 
     def shortened(self, rank: int) -> "Delta":  # noqa: ARG002
         """The first `rank` ranks alone; a change that has no ranks stays as it is."""
@@ -79,18 +82,34 @@ class LowRank(Delta):
 
     @property
     def nbytes(self) -> int:
-        return self.down.nbytes + self.up.nbytes + _nbytes(self.bias)
+        copies = 2 if self._packs else 1
+        return copies * self.down.nbytes + self.up.nbytes + _nbytes(self.bias)
 
     def shortened(self, rank: int) -> "LowRank":
         return LowRank(self.down[:rank], self.up[:, :rank], self.stride, self.bias)
 
     def _hidden(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
         """What down makes of x, channels last: (n, ..., r)."""
-        if self.down.dim() == 2:
-            return F.linear(x, self.down)
-        if self.down.shape[2:] == (1, 1) and self.stride == (1, 1):  # oneDNN's convolutions are slower here
-            return F.linear(x.permute(0, 2, 3, 1), self.down.flatten(1))
-        return F.conv2d(x, self.down, stride=self.stride, padding=padding).permute(0, 2, 3, 1)
+        if not self._is_matrix:
+            return F.conv2d(x, self.down, stride=self.stride, padding=padding).permute(0, 2, 3, 1)
+        entries = x if self.down.dim() == 2 else x.permute(0, 2, 3, 1)
+        if self._packs:
+            return onednn.linear(entries.contiguous(), self._packed_down, None)
+        return F.linear(entries, self.down.flatten(1))
+
+    @property
+    def _is_matrix(self) -> bool:
+        """Whether down maps each entry, or each pixel, by itself."""
+        return self.down.dim() == 2 or (self.down.shape[2:] == (1, 1) and self.stride == (1, 1))
+
+    @cached_property
+    def _packs(self) -> bool:
+        return self._is_matrix and self.down.device.type == "cpu" and onednn.packs(self.down.dtype)
+
+    @cached_property
+    def _packed_down(self) -> Tensor:
+        """A product with so few rows takes half the time with a packed matrix; `up` gains nothing by it."""
+        return onednn.packed_matrix(self.down.flatten(1))
 
     def _add_product(self, out: Tensor, x: Tensor, scale: float, padding: tuple[int, int]) -> None:
         channels_last = out if self.down.dim() == 2 else out.permute(0, 2, 3, 1)

@@ -94,8 +94,8 @@ def test_fewer_ranks_are_the_first_ones() -> None:
 
 
 @pytest.mark.parametrize("delta", [*LINEAR.values(), *CONVOLUTIONS.values(), Norm(random(IN)), Norm(None, random(IN))])
-def test_another_dtype_takes_half_the_memory(delta: Delta) -> None:
+def test_another_dtype_takes_less_memory(delta: Delta) -> None:
     moved = delta.to(CPU, torch.float16)
-    assert moved.nbytes == delta.nbytes // 2
+    assert 0 < moved.nbytes < delta.nbytes
     torch.testing.assert_close(moved.weight().float(), delta.weight(), atol=0.05, rtol=0.01)
     assert (moved.bias is None) == (delta.bias is None)

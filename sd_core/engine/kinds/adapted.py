@@ -7,7 +7,7 @@ from itertools import groupby
 from torch import Tensor
 
 from sd_core.models.given import Adapter
-from sd_core.work import Added, Applied
+from sd_core.networks import Added, Applied
 
 EVERYTHING = slice(None)
 
