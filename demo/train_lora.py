@@ -46,8 +46,9 @@ class Trained(nn.Module):
         self.down = nn.Parameter(torch.randn(RANK, in_size, *kernel) / in_size**0.5)
         self.up = nn.Parameter(torch.zeros(out_size, RANK))
 
-    def forward(self, x: Tensor, out: Tensor, padding: tuple[int, int]) -> Tensor:
-        return out + LowRank(self.down, self.up)(x, padding)
+    def forward(self, x: Tensor, out: Tensor, padding: tuple[int, int], gates: Tensor | None = None, /) -> Tensor:
+        LowRank(self.down, self.up).add_to(out, x, 1.0, padding, gates)
+        return out
 
 
 class Adapters(nn.Module):

@@ -22,7 +22,7 @@ class Upscaler(Protocol):
 class Added(Protocol):
     """What an adapter adds to the output of one layer."""
 
-    def add_to(self, out: Tensor, x: Tensor, padding: tuple[int, int]) -> None:
+    def add_to(self, out: Tensor, x: Tensor, padding: tuple[int, int], gates: Tensor | None) -> None:
         """Add it in place, given what the layer gets and how it pads that with zeros."""
         ...
 

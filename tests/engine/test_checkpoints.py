@@ -113,6 +113,11 @@ def test_a_vae_by_name_takes_the_place_of_the_checkpoints_own(start: Start, own_
         engine.submit(replace(REQUEST, vae="shrp"))
 
 
+def test_a_job_waits_for_its_checkpoint_and_for_its_vae(start: Start, alone: Alone) -> None:
+    image = start().submit(replace(of("second"), vae="sharp")).result(SECONDS).images[0]
+    assert levels_apart(image, alone(of("second"))) <= 1, "the file's VAE is the second one's"
+
+
 def test_a_vae_that_only_decodes_leaves_encoding_to_the_checkpoints_own(start: Start, own_volume: Path) -> None:
     save_file(random_taesd(has_encoder=False).state_dict(), own_volume / "vae" / "taesd.safetensors")
     engine = start(own_volume)

@@ -136,7 +136,7 @@ def test_parts_that_are_not_used_are_said_once(tmp_path: Path, volume: Path, tin
     with engine_in(tmp_path, tiny_model) as engine:
         result = engine.submit(replace(with_loras(odd=1.0), num_images=2)).result()
         assert result.warnings == [
-            "the lora 'odd.safetensors': 1 of its tensors did nothing: lora_unet_of_another_model.lora_down.weight"
+            "the LoRA 'odd.safetensors': 1 of its tensors did nothing: lora_unet_of_another_model.lora_down.weight"
         ]
 
 
@@ -165,7 +165,7 @@ def test_a_broken_file_fails_its_own_job_alone(tmp_path: Path, volume: Path, tin
     (tmp_path / "loras" / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     with engine_in(tmp_path, tiny_model) as engine:
         plain, broken = engine.submit(REQUEST), engine.submit(with_loras(cut=1.0))
-        with pytest.raises(InvalidRequest, match=r"the lora 'cut.safetensors' cannot be used"):
+        with pytest.raises(InvalidRequest, match=r"the LoRA 'cut.safetensors' cannot be used"):
             broken.result()
         assert np.array_equal(plain.result().images[0], image_of(engine, REQUEST))
 
