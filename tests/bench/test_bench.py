@@ -41,6 +41,7 @@ PROMISED = {
     "models": {"alternating_s", "sorted_s", "ratio", "together_ratio", "longest_step"},
     "prompts": {"short_s", "mixed_s", "ratio", "parse_s"},
     "samplers": {"seconds", "ratio", "waiting"},
+    "adapters": {"seconds", "one", "four", "peft", "difference", "mb"},
 }
 
 
