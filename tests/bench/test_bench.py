@@ -84,6 +84,13 @@ def test_both_sides_compute_the_same_in_half_precision(name: str, cache: Path) -
     assert measure(name, cache, dtype="bf16")["difference"] < 0.2
 
 
+def test_adapters_measures_jobs_too(cache: Path) -> None:
+    printed = measure("adapters", cache, "--demo")
+    assert printed["seconds"].keys() == {"plain", "adapted", "one_by_one"}
+    assert printed["jobs"] > 0
+    assert printed["rate_over_one_by_one"] > 0
+
+
 def test_throughput_measures_every_side_and_plots_it(cache: Path, tmp_path: Path) -> None:
     plot = tmp_path / "throughput.svg"
     options = ["--reference", "--batch", "2", "--concurrency", "2", "--jobs", "3", "--plot", str(plot)]
