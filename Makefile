@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
-BENCH ?= text vae step prompts samplers deepcache reorders peak memory start first demo batch throughput
+BENCH ?= text vae step prompts samplers deepcache models reorders peak memory start first demo batch throughput
 OUT ?= $(error set the folder of the training: make demo-weights OUT=FOLDER)
 
 # The newest versions in pyproject.toml's ranges, except torch, whose version is that of the Dockerfile's base image.

@@ -1,4 +1,4 @@
-"""`python -m builder`: convert a checkpoint, compile its UNet for this GPU, or describe a checkpoint file.
+"""`python -m builder`: convert a checkpoint, compile its UNet for this GPU, or describe a model file.
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 """
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m builder", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("convert", help="write a .ckpt or .safetensors as the worker's safetensors")
-    command.add_argument("source", type=Path, metavar="SRC", help="a .ckpt or .safetensors of v1.x")
+    command = commands.add_parser("convert", help="write a checkpoint as the worker's safetensors")
+    command.add_argument("source", type=Path, metavar="SRC", help="a .ckpt, .safetensors or folder of diffusers'")
     command.add_argument("destination", type=Path, metavar="DST", nargs="?", help="default: beside SRC")
     command.add_argument("--dtype", choices=DTYPES, help="default: each tensor as stored")
     command.add_argument("--use-ema", action="store_true", help="take the UNet's moving averages (model_ema.*)")
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         help="rows of the forwards: two per image with guidance, one without (default: 1 2 4 8 16)",
     )
     command.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="SD_DTYPE of the worker")
-    command = commands.add_parser("inspect", help="describe a checkpoint file")
+    command = commands.add_parser("inspect", help="describe a checkpoint, LoRA, VAE or another model file")
     command.add_argument("file", type=Path, metavar="FILE")
     return parser
 

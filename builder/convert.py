@@ -15,7 +15,7 @@ from builder.lock import hold
 from builder.source import DTYPES, Part, Source, dtype_name, plan
 from builder.write import remove_partial, write_safetensors
 from sd_core.errors import ModelError
-from sd_core.formats.detect import OVERRIDES, SOURCE_SHA256_KEY, Architecture
+from sd_core.formats.detect import OVERRIDES, SOURCE_SHA256_KEY, Contents
 from sd_core.formats.files import open_safetensors
 from sd_core.formats.prediction import EPSILON, PREDICTION_TYPE_KEY, PREDICTION_TYPES, ZERO_SNR_KEY
 from sd_core.formats.unpickle import open_checkpoint
@@ -42,6 +42,7 @@ class _Options:
     vae: Path | None
     prediction_type: str | None
     force: bool
+    is_partial: bool = False
 
 
 def convert(
@@ -75,7 +76,8 @@ def convert(
 def ensure_converted(source: Path, destination: Path, progress: Progress | None = None) -> Path:
     """Convert `source` unless `destination` exists, and return `destination`. Workers that share a volume call this.
 
-    The first worker converts; the others wait and use its file. ModelError as for `convert`.
+    The first worker converts; the others wait and use its file. The source may lack the text encoder or the VAE.
+    ModelError as for `convert`.
     """
     if destination.is_file():
         return destination
@@ -83,7 +85,7 @@ def ensure_converted(source: Path, destination: Path, progress: Progress | None 
     with _locked(source, destination):
         if destination.is_file():
             return destination
-        options = _Options(dtype=None, use_ema=False, vae=None, prediction_type=None, force=False)
+        options = _Options(dtype=None, use_ema=False, vae=None, prediction_type=None, force=False, is_partial=True)
         return _convert(source, destination, options, progress)
 
 
@@ -127,8 +129,13 @@ def _convert(source: Path, destination: Path, options: _Options, progress: Progr
         vae = stack.enter_context(open_checkpoint(options.vae)) if options.vae is not None else None
         dtype = DTYPES[options.dtype] if options.dtype is not None else None
         try:
-            architecture, parts = plan(
-                checkpoint, vae, dtype, use_ema=options.use_ema, prediction_type=options.prediction_type
+            contents, parts = plan(
+                checkpoint,
+                vae,
+                dtype,
+                use_ema=options.use_ema,
+                prediction_type=options.prediction_type,
+                is_partial=options.is_partial,
             )
         except ModelError as error:
             raise ModelError(f"{source}: {error}") from None
@@ -137,7 +144,7 @@ def _convert(source: Path, destination: Path, options: _Options, progress: Progr
         metadata = _metadata(
             source_sha256=_sha256_of(checkpoint, report),
             vae_sha256=sha256(options.vae, report) if options.vae is not None else None,
-            architecture=architecture,
+            contents=contents,
             parts=parts,
             options=options,
             carried={key: checkpoint.metadata[key] for key in CARRIED if key in checkpoint.metadata},
@@ -187,7 +194,7 @@ def _metadata(
     *,
     source_sha256: str,
     vae_sha256: str | None,
-    architecture: Architecture,
+    contents: Contents,
     parts: list[Part],
     options: _Options,
     carried: Mapping[str, str],
@@ -196,10 +203,10 @@ def _metadata(
     return {
         "format": "pt",
         **carried,
-        PREDICTION_TYPE_KEY: architecture.prediction_type,
-        ZERO_SNR_KEY: str(architecture.zero_terminal_snr).lower(),
+        PREDICTION_TYPE_KEY: contents.prediction_type,
+        ZERO_SNR_KEY: str(contents.zero_terminal_snr).lower(),
         SOURCE_SHA256_KEY: source_sha256,
-        ARCHITECTURE_KEY: json.dumps(dataclasses.asdict(architecture)),
+        ARCHITECTURE_KEY: json.dumps(dataclasses.asdict(contents)),
         DTYPE_KEY: dtype_name(part.dtype for part in parts),
         VERSION_KEY: VERSION,
         OPTIONS_KEY: json.dumps(chosen),

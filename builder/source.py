@@ -10,7 +10,7 @@ from torch import Tensor
 from sd_core.errors import ModelError
 from sd_core.formats import foreign
 from sd_core.formats.check import expected_shapes, require_equal
-from sd_core.formats.detect import Architecture, detect
+from sd_core.formats.detect import Contents, detect_contents
 from sd_core.formats.files import TensorFile
 from sd_core.formats.keys import UNET_PREFIX, VAE_PREFIX, ema_name, show, show_some
 from sd_core.formats.origins import Origin, Origins, origins_of, shapes_of
@@ -93,12 +93,14 @@ def plan(
     *,
     use_ema: bool,
     prediction_type: str | None,
-) -> tuple[Architecture, list[Part]]:
-    """The architecture and every tensor to write, exactly those that its networks expect.
+    is_partial: bool = False,
+) -> tuple[Contents, list[Part]]:
+    """What the destination holds and every tensor to write, exactly those that its networks expect.
 
     Names outside the networks (schedule buffers, averages, ids) are left out. Without `dtype`, each tensor keeps its
     stored dtype, and those with a scale become fp16. `prediction_type` replaces what the source declares. ModelError
-    if the source lacks a tensor, or holds one of a wrong shape or an unknown name.
+    if the source lacks a tensor, or holds one of a wrong shape or an unknown name; or if it lacks the text encoder or
+    the VAE, unless it may be `is_partial`.
     """
     origins = dict(source.origins)
     if vae is not None:
@@ -113,11 +115,16 @@ def plan(
     markers, metadata = source.markers, source.metadata
     if prediction_type is not None:
         markers, metadata = declare(prediction_type, markers, metadata)
-    architecture = detect({**shapes, **markers}, metadata)
-    require_equal(shapes, expected_shapes(architecture))
-    if (found := architecture.vae.z_channels) != (wanted := architecture.unet.out_channels):
-        raise ModelError(f"the VAE's latents have {found} channels, the UNet's {wanted}: they do not fit")
-    return architecture, [Part(name, origin, dtype or _kept(origin)) for name, origin in origins.items()]
+    contents = detect_contents({**shapes, **markers}, metadata)
+    if not is_partial:
+        contents.completed()
+    require_equal(shapes, expected_shapes(contents))
+    wanted = contents.unet.out_channels
+    if contents.vae is not None and contents.vae.z_channels != wanted:
+        raise ModelError(
+            f"the VAE's latents have {contents.vae.z_channels} channels, the UNet's {wanted}: they do not fit"
+        )
+    return contents, [Part(name, origin, dtype or _kept(origin)) for name, origin in origins.items()]
 
 
 def _kept(origin: Origin) -> torch.dtype:

@@ -20,7 +20,7 @@ from demo.dataset import ADDED_COLOURS, Scene, added_scene, coverage, render, tr
 from demo.optimize import Optimizer, to_model_range
 from demo.train_decoder import noisy, outlines
 from demo.train_vae import CONFIG
-from sd_core.models.vae import VAE
+from sd_core.models.vae import VAE, Autoencoder
 
 # A direction that flat areas of the base's colours do not use: they differ within a plane of the latents.
 TINT = (0.67, 0.71, 0.05, 0.85)
@@ -37,7 +37,7 @@ def added_coverage(scene: Scene) -> Tensor:
 
 
 @torch.inference_mode()
-def tinted_latents(vae: VAE, scenes: list[Scene]) -> Tensor:
+def tinted_latents(vae: Autoencoder, scenes: list[Scene]) -> Tensor:
     """Scaled latents (count, 4, 16, 16) of scenes, with the shift that stands for added colours."""
     latents = []
     for start in range(0, len(scenes), 32):

@@ -26,7 +26,7 @@ from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.given import Adapter, Given
 from sd_core.models.layers import Conv2d, GatedLinear, Linear
 from sd_core.models.unet import UNet, UNetConfig
-from sd_core.models.vae import VAE
+from sd_core.models.vae import Autoencoder
 from sd_core.text.tokenizer import CLIPTokenizer
 
 LORA = WEIGHTS / "loras" / "pink-teal.safetensors"
@@ -46,8 +46,9 @@ class Trained(nn.Module):
         self.down = nn.Parameter(torch.randn(RANK, in_size, *kernel) / in_size**0.5)
         self.up = nn.Parameter(torch.zeros(out_size, RANK))
 
-    def forward(self, x: Tensor, out: Tensor, padding: tuple[int, int]) -> Tensor:
-        return out + LowRank(self.down, self.up)(x, padding)
+    def forward(self, x: Tensor, out: Tensor, padding: tuple[int, int], gates: Tensor | None = None, /) -> Tensor:
+        LowRank(self.down, self.up).add_to(out, x, 1.0, padding, gates)
+        return out
 
 
 class Adapters(nn.Module):
@@ -87,7 +88,7 @@ class Lora(nn.Module):
         return eps
 
 
-def training_set(vae: VAE, count: int) -> tuple[Tensor, list[str]]:
+def training_set(vae: Autoencoder, count: int) -> tuple[Tensor, list[str]]:
     """Scaled latents (count, 4, 16, 16) and their prompts."""
     rng = random.Random(DATA_SEED)
     scenes = [training_scene(rng) if rng.random() < KNOWN_SHARE else added_scene(rng) for _ in range(count)]

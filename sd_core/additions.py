@@ -17,6 +17,10 @@ MAX_CONTROLNETS = 3
 MAX_CONTROL = 2
 MAX_IP_ADAPTERS = 2
 MAX_IMAGE_WEIGHT = 2
+
+IMAGED = ("controlnets", "ip_adapters")
+"""Lists whose entries have an image, or take the job's own."""
+
 IMAGE_SCALE = 1.5
 
 # A1111's names for the VAE of the checkpoint.
@@ -233,8 +237,13 @@ class IPAdapter:
         aliases=("name", "path"),
         meaning="a file in `ip_adapters/`, without its ending; it needs its image encoder in `clip_vision/`",
     )
-    image: np.ndarray = option(
-        aliases=("ip_adapter_image", "image_url"), private=True, shown=False, meaning="the middle square of it is read"
+    image: np.ndarray | None = option(
+        None,
+        filled="the job's `image`",
+        aliases=("ip_adapter_image", "image_url"),
+        private=True,
+        shown=False,
+        meaning="the middle square of it is read",
     )
     weight: float = option(1.0, low=0, high=MAX_IMAGE_WEIGHT, aliases=("ip_adapter_scale", "strength", "scale"))
     start: float = option(

@@ -76,7 +76,8 @@ class Model:
             request, about = with_image(request, image, mask, values["width"], values["height"], max_pixels)
         hints = [None if unit.image is None else _rgb(unit.image) for unit in values["controlnets"]]
         request, about_hints = with_hints(request, hints)
-        request = with_references(request, [_rgb(unit.image) for unit in values["ip_adapters"]])
+        references = [None if unit.image is None else _rgb(unit.image) for unit in values["ip_adapters"]]
+        request = with_references(request, references)
         future = self._running_engine().submit(request)
         try:
             result = future.result()

@@ -3,28 +3,17 @@
 Both are coroutines: they yield a question and are resumed with the answer.
 """
 
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+from sd_core.networks import Applied, Guide, ImageAdapter, ImageTokenizer, Upscaler
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
-
-
-class Upscaler(Protocol):
-    """A network that enlarges pixels."""
-
-    @property
-    def scale(self) -> int: ...
-
-    def __call__(self, pixels: Tensor, /) -> Any: ...
-
-    def bytes_for(self, pixels: int) -> int:
-        """Memory that a forward holds at its peak for so many pixels, beyond weights."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -101,24 +90,6 @@ Token = int | Vector
 """An id of the tokenizer's vocabulary, or a vector in its place."""
 
 
-class Added(Protocol):
-    """What an adapter adds to the output of one layer."""
-
-    def add_to(self, out: Tensor, x: Tensor, padding: tuple[int, int]) -> None:
-        """Add it in place, given what the layer gets and how it pads that with zeros."""
-        ...
-
-
-class Applied(Protocol):
-    """What an adapter adds to the layers of one network, by their names. Those with equal keys add the same."""
-
-    @property
-    def key(self) -> Hashable: ...
-
-    @property
-    def layers(self) -> Mapping[str, Added]: ...
-
-
 @dataclass(frozen=True)
 class TextWork:
     """Tokens of prompts, each begun, ended and padded; answered by one `Context` per prompt.
@@ -145,20 +116,6 @@ class EncodeWork:
     tiling: bool = False
 
 
-class Guide(Protocol):
-    """A network that steers a UNet by a hint: a ControlNet or a T2I-Adapter. Equal keys mean equal networks."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def hint_channels(self) -> int: ...
-
-    def hint_bytes(self, pixels: int, /) -> int:
-        """Memory that embedding a hint of so many pixels holds at its peak, beyond weights."""
-        ...
-
-
 @dataclass(frozen=True)
 class HintWork:
     """A hint's pixels (1, C, H, W) in [0, 1], answered by a `Hint`.
@@ -170,32 +127,6 @@ class HintWork:
     key: Hashable
     pixels: Tensor
     tiling: bool = False
-
-
-class ImageTokenizer(Protocol):
-    """Makes tokens of images. Those with equal keys make the same."""
-
-    @property
-    def key(self) -> Hashable: ...
-
-    def bytes_for(self, images: int) -> int:
-        """Memory that a forward holds at its peak for so many images, beyond weights."""
-        ...
-
-    def tokens(self, pixels: Tensor) -> Tensor:  # (B, 3, side, side) -> (B, T, D)
-        ...
-
-    def no_tokens(self) -> Tensor:
-        """Those of no image (1, T, D)."""
-        ...
-
-
-class ImageAdapter(Protocol):
-    """What the attentions of a UNet read images by."""
-
-    def read(self, tokens: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Keys and values of tokens (B, T, D), (B, T, dim) each, by the names of attentions in its files' order."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def _decoded(job: Job, data: Mapping[str, bytes | str], limits: Limits) -> Job:
         warnings += about_image
     hints = [images.get(f"controlnets[{index}].image") for index in range(len(job.hint_sources))]
     request, about_hints = with_hints(request, hints)
-    references = [images[f"ip_adapters[{index}].image"] for index in range(len(job.reference_sources))]
+    references = [images.get(f"ip_adapters[{index}].image") for index in range(len(job.reference_sources))]
     request = with_references(request, references)
     return _with_warnings(replace(job, request=request), *warnings, *about_hints)
 

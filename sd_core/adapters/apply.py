@@ -52,9 +52,11 @@ class Scaled:
     delta: Delta
     scale: float
 
-    def add_to(self, out: Tensor, x: Tensor, padding: tuple[int, int] = NO_PADDING) -> None:
-        """Add it to the layer's output in place; x is what the layer gets."""
-        self.delta.add_to(out, x, self.scale, padding)
+    def add_to(
+        self, out: Tensor, x: Tensor, padding: tuple[int, int] = NO_PADDING, gates: Tensor | None = None
+    ) -> None:
+        """As `Delta.add_to`."""
+        self.delta.add_to(out, x, self.scale, padding, gates)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 
+from sd_core.adapters.parts import MAX_NAME
+
 V1 = "Stable Diffusion v1.x"
 
 # Names that only other families have.
@@ -30,6 +32,7 @@ _BASES = (
 
 def base_of(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str | None:
     """The family of models that an adapter is for; None if nothing in the file says it."""
+    shapes = {name: shape for name, shape in shapes.items() if len(name) <= MAX_NAME}
     for base, pattern in _NAMES:
         if any(pattern.search(name) for name in shapes):
             return base
@@ -38,6 +41,6 @@ def base_of(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
             return _WIDTHS[shape[1]]
     for key in _KEYS:
         for pattern, base in _BASES:
-            if pattern.match(metadata.get(key, "").casefold()):
+            if pattern.match(metadata.get(key, "")[:MAX_NAME].casefold()):
                 return base
     return "Stable Diffusion 2.x" if metadata.get("ss_v2", "").casefold() == "true" else None

@@ -156,7 +156,7 @@ def decomposed(change: Delta, module: Module) -> Delta:
     given = module.tensor(part)
     out, inputs = module.shape[:2]
     # PEFT's are always of outputs. LyCORIS' have the axis in their shape: (out, 1, ...), older ones (1, in, ...).
-    on_out = part == "magnitude" or given.shape[0] == given.numel()
+    on_out = part == "magnitude" or given.shape[:1] == (given.numel(),)
     if given.numel() != (out if on_out else inputs):
         raise module.error(part, f"of shape {list(given.shape)} does not fit a weight of shape {list(module.shape)}")
     changed = module.values + change.weight()

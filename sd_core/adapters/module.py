@@ -104,8 +104,8 @@ class Module:
         if part not in self.stored:
             return None
         tensor = self.read(self.stored[part])
-        if tensor.numel() != 1:
-            raise self.error(part, f"of shape {list(tensor.shape)} is not a single number")
+        if tensor.numel() != 1 or tensor.is_complex():
+            raise self.error(part, f"of {tensor.dtype} and shape {list(tensor.shape)} is not a single number")
         number = float(tensor)
         if not math.isfinite(number):
             raise self.error(part, f"is {number}, not a finite number")

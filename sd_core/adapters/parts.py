@@ -13,6 +13,8 @@ _ENDINGS = {
     "lora_mid.weight": "mid",
     "lora.down.weight": "down",
     "lora.up.weight": "up",
+    "lora.alpha": "alpha",
+    "lora_linear_layer.alpha": "alpha",
     "lora_linear_layer.down.weight": "down",
     "lora_linear_layer.up.weight": "up",
     **{
@@ -26,6 +28,9 @@ _ENDINGS = {
     },
     **{f"{part}.weight": part for part in ("a1", "a2", "b1", "b2", "bm")},
 }
+
+# Characters of a name that is looked at; v1.5's longest have about 120.
+MAX_NAME = 1_000
 
 # PEFT may name the adapter within: `lora_A.default.weight`.
 _PEFT = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.\w+)??(\.(?P<kind>weight|bias))?")
@@ -62,6 +67,8 @@ class Found:
 
 def split(name: str) -> tuple[str, str] | None:
     """A tensor's name as the layer's name in the file and the part; None if it does not end like an adapter's."""
+    if len(name) > MAX_NAME:
+        return None
     if match := _PROCESSOR.fullmatch(name):
         return match["layer"], _ENDINGS.get(f"lora.{match['part']}", "alpha")
     if match := _PEFT.fullmatch(name):
@@ -82,7 +89,7 @@ def found_in(stored: Iterable[str], names: Names) -> Found:
     looked_up: dict[str, Layer | None] = {}
     left: list[str] = []
     for name in stored:
-        if _BUNDLED.fullmatch(name):
+        if _bundled(name):
             continue
         layer_name, part = split(name) or ("", "")
         if layer_name not in looked_up:
@@ -98,5 +105,8 @@ def found_in(stored: Iterable[str], names: Names) -> Found:
 
 def bundled_names(stored: Iterable[str]) -> tuple[str, ...]:
     """The words of the embeddings that a file brings along."""
-    matches = (_BUNDLED.fullmatch(name) for name in stored)
-    return tuple(dict.fromkeys(match["word"] for match in matches if match))
+    return tuple(dict.fromkeys(match["word"] for name in stored if (match := _bundled(name))))
+
+
+def _bundled(name: str) -> re.Match[str] | None:
+    return _BUNDLED.fullmatch(name) if len(name) <= MAX_NAME else None

@@ -17,10 +17,11 @@ def rotation(module: Module) -> Delta:
     blocks = module.tensor(part)
     *stages, count, size, columns = blocks.shape if blocks.dim() in (3, 4) else (0, 0, 0)
     half = size // 2
-    butterfly = size % 2 == 0 and module.shape[0] % (2 ** stages[0] * half) == 0 if stages and half else not stages
-    if size != columns or count * size != module.shape[0] or not butterfly:
+    if size != columns or count * size != module.shape[0] or (stages and not _mixes(stages[0], size, count)):
         raise module.error(part, f"of shape {list(blocks.shape)} does not fit {module.shape[0]} output channels")
     rotations = cayley(blocks, module) if part == "oft_blocks" else blocks
+    if not rotations.isfinite().all():
+        raise module.error(part, "holds numbers too large for a rotation")
     if stages:
         turns = tuple(Stage(blocks, 2**index * half) for index, blocks in enumerate(rotations))
     else:  # LyCORIS and kohya multiply by the blocks' transpose
@@ -37,5 +38,11 @@ def cayley(blocks: Tensor, module: Module) -> Tensor:
     if 0 < longest < length:
         skew = skew * (longest / length)
     one = torch.eye(blocks.shape[-1])
-    rotations: Tensor = (one + skew) @ torch.linalg.inv(one - skew)
+    inverse, _ = torch.linalg.inv_ex(one - skew)
+    rotations: Tensor = (one + skew) @ inverse
     return rotations
+
+
+def _mixes(stages: int, size: int, count: int) -> bool:
+    """Whether a butterfly of so many stages exists for `count` blocks: its last one takes whole runs of channels."""
+    return size % 2 == 0 and count * size % (2**stages * (size // 2)) == 0

@@ -47,9 +47,9 @@ class Admission:
     def add(self, job: EngineJob) -> None:
         self._waiting.append(job)
 
-    def ready(self, running: Collection[EngineJob]) -> list[EngineJob]:
-        """The jobs that begin now, beside those that run; they wait no longer."""
-        in_use = {file for job in running for file in job.files}
+    def ready(self) -> list[EngineJob]:
+        """The jobs that begin now; they wait no longer."""
+        in_use = set(self._pool.in_use())
         ready: list[EngineJob] = []
         self._drop_cancelled()
         for job in tuple(self._waiting):

@@ -84,6 +84,7 @@ class Engine:
         self._pool.budget = budget_of(self._pool, self._memory, max_batch) if models_bytes is None else models_bytes
         self._runner = Runner(self._memory, self._kinds.values(), (self._library,))
         self._scheduler = Scheduler()
+        self._pool.in_use = lambda: {file for job in self._running_jobs for file in job.files}
         self._max_jobs, self._submitted, self._open, self._closed = max_jobs, 0, 0, False
         self._lock = threading.Lock()  # over the line above and `failure`
         self._arrivals: queue.SimpleQueue[EngineJob | _Returned | Read | None] = queue.SimpleQueue()
@@ -201,7 +202,7 @@ class Engine:
         """Start new jobs and resume images whose host task is done, blocking while no image asks for a forward."""
         while not self._is_done:
             self._drop_cancelled()
-            for job in self._admission.ready(self._running_jobs):
+            for job in self._admission.ready():
                 self._begin(job)
             try:
                 arrived = self._arrivals.get(block=not self._scheduler.has_work)

@@ -197,13 +197,18 @@ class GraphedUNet:
         return graph
 
 
-def for_device(unet: UNet, device: torch.device, packages: Mapping[Bucket, Step]) -> UNet | GraphedUNet:
-    """The UNet in the form that its device runs fastest."""
-    return GraphedUNet(unet, packages, CUDACapture()) if device.type == "cuda" else unet
+def for_device(
+    unet: UNet, device: torch.device, packages: Mapping[Bucket, Step], capture: Capture | None = None
+) -> UNet | GraphedUNet:
+    """The UNet in the form that its device runs fastest; `capture` is the one that its graphs share with others'."""
+    return GraphedUNet(unet, packages, capture or CUDACapture()) if device.type == "cuda" else unet
 
 
 class CUDACapture:
-    """Captures CUDA graphs that share one memory pool, which is safe because they run one after another."""
+    """Captures CUDA graphs that share one memory pool, which is safe because they run one after another.
+
+    They may be of several UNets.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sd_core.catalogue import Entry
-from sd_core.engine.graphs import Bucket, GraphedUNet, Step, for_device
+from sd_core.engine.graphs import Bucket, CUDACapture, GraphedUNet, Step, for_device
 from sd_core.engine.sharing import sharing
 from sd_core.errors import ModelError
 from sd_core.layout.choose import bytes_in_use
@@ -29,7 +29,8 @@ class Pool:
     """Networks by role and key, of the models that stay loaded. Used on the engine thread, except `loaded`.
 
     `packages` are compiled forwards by model name. `budget` bounds the bytes of all weights together: models that no
-    job uses are dropped for others, the least recently used first. Raises `ModelError` if two models have the same
+    job uses are dropped for others, the least recently used first. `in_use` are the files of running jobs, by default
+    all. Raises `ModelError` if two models have the same
     name, or are on different devices.
     """
 
@@ -47,6 +48,8 @@ class Pool:
             raise ModelError(f"one engine runs on one device, not on {', '.join(sorted(map(str, devices)))}")
         (self.device,) = devices
         self.budget = budget
+        self.in_use: Callable[[], Collection[Entry]] = lambda: self._loaded
+        self._capture = CUDACapture() if self.device.type == "cuda" else None
         self._loaded: dict[Entry, Loaded] = {}  # the least recently used first
         self._steps: dict[str, UNet | GraphedUNet] = {}
         self._bytes: dict[str, int] = {}
@@ -97,7 +100,7 @@ class Pool:
     def add(self, loaded: Loaded, packages: Mapping[Bucket, Step]) -> None:
         self._loaded[loaded.file] = loaded
         if isinstance(loaded, StableDiffusion) and loaded.unet_key not in self._steps:
-            self._steps[loaded.unet_key] = for_device(loaded.networks.unet, loaded.device, packages)
+            self._steps[loaded.unet_key] = for_device(loaded.networks.unet, loaded.device, packages, self._capture)
         self._index()
 
     def make_room(
@@ -149,7 +152,10 @@ class Pool:
                 step.warm_up()
 
     def release(self) -> None:
-        """Free the memory of captured graphs."""
+        """Free the memory of captured graphs, and of models that no job uses."""
+        in_use = self.in_use()
+        for file in [file for file in self._loaded if file not in in_use]:
+            self._drop(file)
         for step in self._steps.values():
             if isinstance(step, GraphedUNet):
                 step.clear()

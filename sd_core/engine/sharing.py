@@ -16,16 +16,18 @@ Held = Mapping[str, nn.Module]
 def sharing(loaded: StableDiffusion | StandaloneVAE, held: Held) -> StableDiffusion | StandaloneVAE:
     """The same with networks that are held, under their keys, in the place of its own that have equal weights."""
     if isinstance(loaded, StandaloneVAE):
-        network, key = _shared(loaded.network, loaded.key, held)
-        return replace(loaded, network=network, key=key)
-    networks, keys = dict[str, Any](), dict[str, str]()
-    for role, key in vars(loaded.keys).items():
-        networks[role], keys[role] = _shared(getattr(loaded.networks, role), key, held)
-    return replace(loaded, networks=replace(loaded.networks, **networks), keys=replace(loaded.keys, **keys))
+        same = _same(loaded.network, held)
+        return loaded if same is None else replace(loaded, key=same[0], network=same[1])
+    for role in vars(loaded.keys):
+        same = _same(getattr(loaded.networks, role), held)
+        if same is not None:
+            keys, networks = replace(loaded.keys, **{role: same[0]}), replace(loaded.networks, **{role: same[1]})
+            loaded = replace(loaded, keys=keys, networks=networks)
+    return loaded
 
 
-def _shared(network: Any, key: str, held: Held) -> tuple[Any, str]:
-    return next(((other, name) for name, other in held.items() if is_same(network, other)), (network, key))
+def _same(network: Any, held: Held) -> tuple[str, Any] | None:
+    return next(((key, other) for key, other in held.items() if is_same(network, other)), None)
 
 
 def is_same(one: Any, other: Any) -> bool:

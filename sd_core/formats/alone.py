@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sd_core.errors import ModelError
 from sd_core.formats.check import require_equal
-from sd_core.formats.files import TensorFile, first_bytes, is_pickle, open_safetensors
+from sd_core.formats.files import TensorFile
 from sd_core.formats.keys import show, show_some
-from sd_core.formats.unpickle import read_checkpoint
+from sd_core.formats.unpickle import open_checkpoint
 
 MAX_DIMENSION = 2**17
 """No dimension of such a network is larger: a hostile one would overflow in later arithmetic."""
@@ -46,14 +46,9 @@ Parts = Mapping[str, Part]
 """The tensors of a network by its own names."""
 
 
-def open_tensors(path: Path) -> TensorFile:
-    """A file of tensors in any format. ModelError, which names the file, if it is not one."""
-    return read_checkpoint(path) if is_pickle(first_bytes(path)) else open_safetensors(path)
-
-
 def read_shapes(path: Path) -> dict[str, Shape]:
     """The shapes of a file's tensors by name. ModelError as above."""
-    with open_tensors(path) as file:
+    with open_checkpoint(path) as file:
         return file.shapes
 
 
@@ -68,7 +63,7 @@ def read_network(
     `understand` returns how to build the network that tensors of these shapes belong to, and which tensors it takes;
     the others are ignored. ModelError, which names the file, if it is damaged or lacks a tensor.
     """
-    with open_tensors(path) as file:
+    with open_checkpoint(path) as file:
         try:
             build, parts = understand(file.shapes)
             with torch.device("meta"):

@@ -51,7 +51,7 @@ class Architecture:
     @property
     def contents(self) -> "Contents":
         """What a file with all of these networks holds."""
-        return Contents(self.unet, self.text, self.vae, self.native_size, self.prediction_type, self.zero_terminal_snr)
+        return Contents(self.text, self.unet, self.vae, self.native_size, self.prediction_type, self.zero_terminal_snr)
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Contents:
     The fields are those of `Architecture`; None stands for a network that the file lacks.
     """
 
-    unet: UNetConfig
     text: CLIPConfig | None
+    unet: UNetConfig
     vae: VAEConfig | None
     native_size: int
     prediction_type: str
@@ -118,7 +118,7 @@ def detect_contents(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str
         )
     text = _text(_Shapes(TEXT_ENCODER, TEXT_PREFIX, weights), metadata) if _holds(weights, TEXT_PREFIX) else None
     vae = detect_vae(weights, metadata) if _holds(weights, VAE_PREFIX) else None
-    return Contents(unet, text, vae, _native_size(metadata), *declared(shapes, metadata))
+    return Contents(text, unet, vae, _native_size(metadata), *declared(shapes, metadata))
 
 
 def detect_vae(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> VAEConfig:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from sd_core.errors import ModelError
 from sd_core.formats.embedding_picture import read_picture
-from sd_core.formats.files import TensorFile, first_bytes, is_pickle, open_safetensors
+from sd_core.formats.files import TensorFile, first_bytes
 from sd_core.formats.keys import show, show_some
-from sd_core.formats.unpickle import read_checkpoint
+from sd_core.formats.unpickle import open_checkpoint
 from sd_core.work import Embedding
 
 MAX_BYTES = 2**26
@@ -49,7 +49,7 @@ def load_embedding(path: Path) -> Embedding:
         word, vectors = read_picture(path)
         vectors = _checked(vectors, path, "its tensor")
     else:
-        with read_checkpoint(path) if is_pickle(head) else open_safetensors(path) as file:
+        with open_checkpoint(path) as file:
             word, stored = _chosen(file)
             vectors = torch.cat([_vectors(file, name) for name in stored])
     names = (path.stem,) if word is None else (path.stem, word)

@@ -148,6 +148,9 @@ def not_a_model(head: bytes) -> str | None:
 
 def converted_name(path: Path) -> Path:
     """Where a conversion of `path` goes by default: beside it, never over it."""
+    if path.is_dir():
+        folder = path.resolve()
+        return folder.with_name(f"{folder.name}.safetensors")
     if path.suffix.casefold() == ".safetensors":
         return path.with_name(f"{path.stem}-converted.safetensors")
     return path.with_suffix(".safetensors")

@@ -8,9 +8,8 @@ import torch
 
 from sd_core.errors import ModelError
 from sd_core.formats.check import require_equal
-from sd_core.formats.files import TensorFile, first_bytes, is_pickle, open_safetensors
 from sd_core.formats.keys import show_some
-from sd_core.formats.unpickle import read_checkpoint
+from sd_core.formats.unpickle import open_checkpoint
 from sd_core.layout.choose import lay_out
 from sd_core.models.rrdbnet import RRDBNet, RRDBNetConfig
 
@@ -36,7 +35,7 @@ def load_upscaler(path: Path, device: torch.device) -> RRDBNet:
     A `.pth` is read by the allow-list reader, which runs nothing of it. ModelError, which names the file, if it is
     damaged or not of ESRGAN's architecture.
     """
-    with _opened(path) as file:
+    with open_checkpoint(path) as file:
         try:
             names = upscaler_names(file.tensors)
             shapes = {name: file.tensors[stored].shape for name, stored in names.items()}
@@ -76,10 +75,6 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> RRDBNetConfig:
     if not shuffle or last[0] != 3 or not sound or doublings > MAX_DOUBLINGS or 2**doublings < shuffle:
         raise ModelError(f"an upscaler of an architecture that is not supported: {config}")
     return config
-
-
-def _opened(path: Path) -> TensorFile:
-    return read_checkpoint(path) if is_pickle(first_bytes(path)) else open_safetensors(path)
 
 
 def _tail(names: Collection[str]) -> list[str]:

@@ -25,10 +25,10 @@ class PackedGatedLinear(GatedLinearVariant):
     def gated(self, x: Tensor) -> Tensor:
         return onednn.gated_linear(x, *self._packed(), self.bias)
 
-    def projection(self, x: Tensor) -> Tensor:
-        biases = (None, None) if self.bias is None else self.bias.chunk(2)
-        halves = [onednn.linear(x, packed, bias) for packed, bias in zip(self._packed(), biases, strict=True)]
-        return torch.cat(halves, dim=-1)
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        values, gates = self._packed()
+        value_bias, gate_bias = (None, None) if self.bias is None else self.bias.chunk(2)
+        return onednn.linear(x, values, value_bias), onednn.linear(x, gates, gate_bias)
 
     def _packed(self) -> tuple[Tensor, Tensor]:
         def pack() -> tuple[Tensor, Tensor]:

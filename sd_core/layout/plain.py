@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd_core.layout.variant import Conv2dVariant, GatedLinearVariant, LinearVariant, Once
-from sd_core.models.layers import GatedLinear, Linear
+from sd_core.models.layers import GatedLinear, Linear, in_halves
 
 
 class WideningLinear(LinearVariant):
@@ -25,8 +25,8 @@ class WideningLinear(LinearVariant):
 class WideningGatedLinear(GatedLinearVariant):
     form_growth = 0.0
 
-    def projection(self, x: Tensor) -> Tensor:
-        return widened_product(self, x)
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return in_halves(widened_product(self, x))
 
 
 class ChannelsLastConv2d(Conv2dVariant):

@@ -1,17 +1,25 @@
 """What one forward of a network is given beside its inputs; each layer looks up its own part by its name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
 """What a cross-attention reads of a context (R, S, context_dim): keys and values, each (R, S, dim)."""
 
-Adapter = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
-"""A layer's input, its output, and the rows and columns of zeros that it pads its input with -> the output with the
-adapter's part added. It may add in place: the output is a new tensor of its own.
-"""
+
+class Adapter(Protocol):
+    """Adds what adapters make of a layer's input to its output."""
+
+    def __call__(self, x: Tensor, out: Tensor, padding: tuple[int, int], gates: Tensor | None = None, /) -> Tensor:
+        """The output with their part added, perhaps in place: the layer made it anew.
+
+        x is what the layer gets; a convolution pads it with so many rows and columns of zeros. Of a gated layer, `out`
+        are the values and `gates` the other half of the output, which is added to in place.
+        """
+        ...
 
 
 @dataclass(frozen=True)

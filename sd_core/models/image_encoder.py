@@ -11,8 +11,8 @@ from sd_core.models.clip import Encoder
 from sd_core.models.given import NOTHING
 from sd_core.models.layers import Conv2d, Linear, name_layers, running_dtype
 
-NUMBERS = 16
-"""Numbers that an encoder holds at its peak for a token, over its width."""
+NUMBERS = 24
+"""Numbers that an encoder holds at its peak for a token, over its width; a third of them is spare for an adapter."""
 
 
 @dataclass(frozen=True)

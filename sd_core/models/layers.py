@@ -54,17 +54,20 @@ class GatedLinear(Named, nn.Linear):
         super().__init__(dim, hidden * 2, device=device)
 
     def forward(self, x: Tensor, given: Given = NOTHING) -> Tensor:  # (..., dim) -> (..., hidden)
-        """The gated layer. An adapter gets the projection (..., 2 * hidden), before the gate."""
+        """The gated layer. An adapter gets values and gates (..., hidden) as they are before the gate."""
         adapter = given.adapters.get(self.name)
-        return self.gated(x) if adapter is None else apply_gate(adapter(x, self.projection(x), NO_PADDING))
+        if adapter is None:
+            return self.gated(x)
+        values, gates = self.halves(x)
+        return apply_gate(adapter(x, values, NO_PADDING, gates), gates)
 
     def gated(self, x: Tensor) -> Tensor:
         """The layer without adapters. Variants that compute it in one pass override this."""
-        return apply_gate(self.projection(x))
+        return apply_gate(*self.halves(x))
 
-    def projection(self, x: Tensor) -> Tensor:
-        """The linear layer alone (..., 2 * hidden). Variants override this."""
-        return F.linear(x, self.weight, self.bias)
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and gates (..., hidden), before the gate. Variants override this."""
+        return in_halves(F.linear(x, self.weight, self.bias))
 
 
 class Conv2d(Named, nn.Conv2d):
@@ -110,9 +113,14 @@ class LayerNorm(Named, nn.LayerNorm):
         )
 
 
-def apply_gate(projection: Tensor) -> Tensor:  # (..., 2 * hidden) -> (..., hidden)
+def in_halves(projection: Tensor) -> tuple[Tensor, Tensor]:  # (..., 2 * hidden)
+    """Values and gates (..., hidden), to which autograd lets an adapter add in place, unlike what `chunk` returns."""
+    hidden = projection.shape[-1] // 2
+    return projection[..., :hidden], projection[..., hidden:]
+
+
+def apply_gate(values: Tensor, gates: Tensor) -> Tensor:  # (..., hidden) each
     """Values times the exact GELU of the gates (Shazeer 2020, "GLU Variants Improve Transformer")."""
-    values, gates = projection.chunk(2, dim=-1)
     return values * F.gelu(gates)
 
 

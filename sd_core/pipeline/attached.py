@@ -10,6 +10,7 @@ from sd_core.formats.upscaler import load_upscaler
 from sd_core.library import Library
 from sd_core.models.rrdbnet import RRDBNet
 from sd_core.nested import UPSCALERS
+from sd_core.networks import Guide
 from sd_core.pipeline.embeddings import vocabulary_of
 from sd_core.pipeline.guides import guides_of
 from sd_core.pipeline.image_prompts import Reference, references_of
@@ -18,7 +19,7 @@ from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.once import Once
 from sd_core.request import Request
 from sd_core.text.vocabulary import Vocabulary
-from sd_core.work import UNATTACHED, Attachments, Guide, HostTask
+from sd_core.work import UNATTACHED, Attachments, HostTask
 
 T = TypeVar("T")
 Load = Callable[[], T]

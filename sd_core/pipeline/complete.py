@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from sd_core.additions import OWN_VAE
+from sd_core.additions import IMAGED, OWN_VAE
 from sd_core.checks import Checked, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record, make
@@ -77,6 +77,7 @@ def complete(into: type[R], values: Mapping[str, Any], model: str, native_size: 
         "vae": _own_or(values["vae"]),
         "loras": tuple(lora.completed for lora in values["loras"]),
         "controlnets": tuple(replace(unit, image=None) for unit in values["controlnets"]),
+        "ip_adapters": tuple(replace(unit, image=None) for unit in values["ip_adapters"]),
         **_strengths(values, sampler),
     }
     request = make(into, {**values, **filled})
@@ -140,12 +141,13 @@ def unusable(checked: Checked) -> list[str]:
     if values["outpaint"] is not None and values["resize_mode"] == "latent":
         problems.append("resize_mode: latent cannot be used with outpaint")
     is_masked = values["mask"] is not None or values["outpaint"] is not None
+    for name in IMAGED:
+        for index, unit in enumerate(values[name]):
+            # None is among the problems already.
+            if unit is not None and unit.image is None and "image" not in written:
+                problems.append(f"{name}[{index}].image: is required, because the job has no image")
     for index, unit in enumerate(values["controlnets"]):
-        if unit is None:
-            continue  # it is among the problems already
-        if unit.image is None and "image" not in written:
-            problems.append(f"controlnets[{index}].image: is required, because the job has no image")
-        if unit.preprocessor == "inpaint" and not is_masked:
+        if unit is not None and unit.preprocessor == "inpaint" and not is_masked:
             problems.append(f"controlnets[{index}].preprocessor: inpaint needs a mask or outpaint")
     return problems
 

@@ -8,10 +8,11 @@ from typing import Protocol
 from torch import Tensor
 
 from sd_core.cache import LRU
+from sd_core.networks import Applied
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.text.prompt import Prompt, Timeline
 from sd_core.text.weighting import join
-from sd_core.work import Applied, Call, Context, TextWork, Token
+from sd_core.work import Call, Context, TextWork, Token
 
 CHUNKS_A_WORK = 16
 """Chunks that an image asks for at once: many more would delay the steps of others."""

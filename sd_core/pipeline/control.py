@@ -13,13 +13,14 @@ from sd_core.additions import ControlNet
 from sd_core.device import upload
 from sd_core.models.controlnet import ControlNet as ControlNetwork
 from sd_core.models.t2i_adapter import T2IAdapter
+from sd_core.networks import Guide
 from sd_core.pipeline.images import Frame, Source, digest
 from sd_core.pipeline.once import Once
 from sd_core.pipeline.sizes import resized
 from sd_core.pipeline.span import acts
 from sd_core.preprocessors.preprocess import inpaint_hint, preprocess
 from sd_core.request import Request
-from sd_core.work import Control, Guide, HintWork, HostTask
+from sd_core.work import Control, HintWork, HostTask
 
 SOFT = 0.825
 """Each output of a ControlNet that prompts outweigh has this part of the next deeper one's weight."""

@@ -11,9 +11,9 @@ from sd_core.library import Library
 from sd_core.models.controlnet import ControlNet
 from sd_core.models.t2i_adapter import T2IAdapter
 from sd_core.models.unet import UNetConfig
+from sd_core.networks import Guide
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
-from sd_core.work import Guide
 
 
 def guides_of(request: Request, model: StableDiffusion, library: Library) -> Callable[[], tuple[Guide, ...]] | None:

@@ -1,6 +1,6 @@
 """The image prompts of a job: adapters and encoders from files, images as an encoder takes them, and when they act."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -37,13 +37,13 @@ class Reference:
     """An image of a job, what makes tokens of it, and how strongly and in which part of the steps it acts."""
 
     network: ImageTokenizer
+    key: Hashable
     pixels: Tensor
     unit: Unit
 
     def encoded(self) -> Generator[ImageWork, Context, "Shown"]:
         """Ask for its tokens, and for those of no image."""
-        key = digest(self.unit.image)
-        image = yield ImageWork(self.network, key, self.pixels)
+        image = yield ImageWork(self.network, self.key, self.pixels)
         nothing = yield ImageWork(self.network, None, None)
         return Shown(self.network.adapter, image, nothing, self.unit)
 
@@ -70,11 +70,16 @@ class Shown:
         return nothing, replace(image, rows=tuple(range(negatives, rows)))
 
 
-def with_references(request: R, images: Sequence[Image.Image]) -> R:
-    """The request whose `ip_adapters` have these RGB images."""
-    units = zip(request.ip_adapters, images, strict=True)
-    shown = tuple(replace(unit, image=np.array(image, dtype=np.uint8)) for unit, image in units)
-    return replace(request, ip_adapters=shown)
+def with_references(request: R, images: Sequence[Image.Image | None]) -> R:
+    """The request whose `ip_adapters` have these RGB images, None for one that reads the job's own.
+
+    The job's own image is there already.
+    """
+    units = [
+        replace(unit, image=request.image if image is None else np.array(image, dtype=np.uint8))
+        for unit, image in zip(request.ip_adapters, images, strict=True)
+    ]
+    return replace(request, ip_adapters=tuple(units))
 
 
 def shown_of(references: Sequence[Reference]) -> Generator[ImageWork, Context, tuple[Shown, ...]]:
@@ -140,8 +145,9 @@ def _reference(
     chosen = _encoder_for(adapter, f"{field}: {file.name}", encoders)
     read_encoder = partial(load_image_encoder, device=model.device, dtype=dtype, key=(chosen.path, chosen.stamp))
     encoder = library.get(chosen, read_encoder, about)
+    assert unit.image is not None  # a job without any image is refused
     pixels = upload(encoder_pixels(unit.image, encoder.config.side), model.device)
-    return Reference(ImageTokenizer(encoder, adapter), pixels, unit)
+    return Reference(ImageTokenizer(encoder, adapter), digest(unit.image), pixels, unit)
 
 
 def _encoder_for(adapter: IPAdapter, named: str, encoders: Sequence[Entry]) -> Entry:

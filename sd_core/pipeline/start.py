@@ -85,7 +85,7 @@ def _bound(
     """A run from these latents and this noise, bound to what the mask keeps."""
     if model.takes_image and source is not None:
         channels = yield from edited_channels(model, source, initial, tiling)
-        kept = channels[:1] * model.networks.vae.config.scale_factor if latents is None else latents
+        kept = channels[:1] * model.encoder.config.scale_factor if latents is None else latents
         mask = None if source.mask is None else _latent_mask(source.mask, initial)
         return Start(latents, initial, unchanged if mask is None else bound_to(kept, initial, mask), channels)
     if model.takes_mask:
@@ -161,5 +161,5 @@ def edited_channels(model: StableDiffusion, source: Source, initial: Tensor, til
     pixels, key = source.pixels, source.key
     if pixels.shape[2:] != size:
         pixels, key = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(-1, 1), (key, size)
-    mean, _ = yield EncodeWork(model.vae_key, key, pixels, tiling)
+    mean, _ = yield EncodeWork(model.encoder_key, key, pixels, tiling)
     return torch.cat([mean, torch.zeros_like(mean)])

@@ -87,7 +87,9 @@ FAMILIES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in ("gated", "1x1") else ()) for kind in LAYERS]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_change_is_what_lycoris_trained(
     family: str, kind: str, pair: tuple[CLIPTextEncoder, UNet], understood: Understood

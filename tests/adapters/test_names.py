@@ -131,6 +131,7 @@ def test_no_name_means_two_layers(v15: Names) -> None:
         ("a.b.lora_linear_layer.up.weight", "a.b", "up"),
         ("a.processor.to_q_lora.down.weight", "a.processor.to_q", "down"),
         ("a.processor.to_q_lora.alpha", "a.processor.to_q", "alpha"),
+        ("a.b.lora.alpha", "a.b", "alpha"),
         ("a_b.alpha", "a_b", "alpha"),
         ("a_b.hada_w1_a", "a_b", "hada_w1_a"),
         ("a_b.a1.weight", "a_b", "a1"),

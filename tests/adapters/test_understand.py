@@ -17,7 +17,7 @@ from sd_core.adapters.scales import CONFIG, METADATA
 from sd_core.errors import ModelError
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
-from tests.support.adapter_files import random_lora
+from tests.support.adapter_files import drawn, lora_of, random_lora
 from tests.support.random_weights import TINY
 
 LINEAR = "input_blocks.4.1.transformer_blocks.0.attn1.to_q"  # (64, 64)
@@ -28,17 +28,12 @@ WIDTH, RANK = 64, 4
 Understood = Callable[..., Adapter]
 
 
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
-
-
 DOWN, UP = drawn(RANK, WIDTH), drawn(WIDTH, RANK)
 
 
 def lora(**others: Tensor) -> dict[str, Tensor]:
     """A LoRA of one layer. `others` replace tensors or come beside them."""
-    own = {"lora_down.weight": DOWN, "lora_up.weight": UP} | {name.replace("__", "."): t for name, t in others.items()}
-    return {f"{KOHYA}.{name}": tensor for name, tensor in own.items()}
+    return lora_of(KOHYA, DOWN, UP, **others)
 
 
 def scale_of(adapter: Adapter) -> float:
@@ -172,95 +167,6 @@ def test_a_bias_of_the_second_factor_is_scaled_with_it(understood: Understood) -
     metadata = {METADATA: json.dumps({"unet.lora_alpha": 2})}
     delta = understood(tensors, metadata).unet[LINEAR.replace("to_q", "to_out.0")]
     torch.testing.assert_close(delta.bias, drawn(WIDTH) / 2)
-
-
-BAD: dict[str, tuple[dict[str, Tensor], str]] = {
-    "ranks that differ": (lora(lora_up__weight=drawn(WIDTH, 3)), r"lora_down.weight of shape \[4, 64\] .*\[3, 64\]"),
-    "another width": (lora(lora_up__weight=drawn(32, RANK)), r"lora_up.weight of shape \[32, 4\] .*\[64, 4\]"),
-    "NaN": (lora(lora_up__weight=UP * math.nan), "lora_up.weight holds infinities or not-a-numbers"),
-    "one infinity": (
-        lora(lora_down__weight=DOWN.masked_fill(DOWN.max() == DOWN, math.inf)),
-        "lora_down.weight holds inf",
-    ),
-    "an alpha that is not a number": (lora(alpha=torch.tensor(math.nan)), "alpha is nan"),
-    "an alpha of several numbers": (lora(alpha=drawn(3)), r"alpha of shape \[3\] is not a single number"),
-    "integers": (lora(lora_up__weight=UP.int()), "lora_up.weight holds torch.int32"),
-    "a tensor without elements": (lora(lora_up__weight=torch.zeros(WIDTH, 0)), "has no elements"),
-    "one half alone": ({f"{KOHYA}.lora_up.weight": UP}, r"lora_up.weight needs another tensor beside it \(down\)"),
-    "nothing": ({}, "none of its 0 tensors"),
-    "no name that fits": ({"lora_unet_x.lora_up.weight": UP, "y": UP}, "none of its 2 tensors fits .*lora_unet_x"),
-    "a LoRA of a norm": (
-        {"lora_unet_conv_norm_out.lora_up.weight": UP, "lora_unet_conv_norm_out.lora_down.weight": DOWN},
-        "conv_norm_out.lora_up.weight is of the family LoRA, which does not fit its layer",
-    ),
-    "a change of norms for another layer": ({f"{KOHYA}.w_norm": drawn(WIDTH)}, "of the family norm"),
-    "a core of another kernel": (
-        {
-            "lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight": drawn(RANK, 32),
-            "lora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight": drawn(32, RANK),
-            "lora_unet_down_blocks_0_resnets_0_conv1.lora_mid.weight": drawn(RANK, RANK, 5, 5),
-        },
-        r"lora_mid.weight of shape \[4, 4, 5, 5\] does not fit a kernel of \[3, 3\]",
-    ),
-    "a magnitude of another width": (lora(dora_scale=drawn(32, 1)), r"dora_scale of shape \[32, 1\] does not fit"),
-    "LoHa of another width": (
-        {f"{KOHYA}.hada_{part}": drawn(RANK, WIDTH) for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
-        r"hada_w1_a of shape \[4, 64\] does not fit",
-    ),
-    "LoKr that does not divide": (
-        {f"{KOHYA}.lokr_w1": drawn(5, 5), f"{KOHYA}.lokr_w2": drawn(12, 12)},
-        "does not divide",
-    ),
-    "LoKr of another size": ({f"{KOHYA}.lokr_w1": drawn(4, 4), f"{KOHYA}.lokr_w2": drawn(12, 12)}, "lokr_w2 of shape"),
-    "LoKr larger than the layer": ({f"{KOHYA}.lokr_w1": drawn(99, 99), f"{KOHYA}.lokr_w2": drawn(1, 1)}, "not divide"),
-    "full of another size": ({f"{KOHYA}.diff": drawn(32, 64)}, r"diff of shape \[32, 64\] does not fit"),
-    "GLoRA of other sizes": ({f"{KOHYA}.{part}.weight": drawn(4, 5) for part in ("a1", "a2", "b1", "b2")}, "a1"),
-    "IA3 of another width": (
-        {f"{KOHYA}.weight": drawn(5), f"{KOHYA}.on_input": torch.tensor(0)},
-        r"weight of shape \[5\]",
-    ),
-    "OFT of another width": ({f"{KOHYA}.oft_blocks": drawn(5, 4, 4)}, r"oft_blocks of shape \[5, 4, 4\]"),
-    "OFT of one dimension": ({f"{KOHYA}.oft_blocks": drawn(64)}, r"oft_blocks of shape \[64\]"),
-    "BOFT of too many stages": ({f"{KOHYA}.oft_blocks": drawn(9, 16, 4, 4)}, r"oft_blocks of shape \[9, 16, 4, 4\]"),
-    "OFT of blocks that are not square": ({f"{KOHYA}.oft_blocks": drawn(16, 4, 3)}, "oft_blocks of shape"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_a_file_that_cannot_be_used_is_one_error(case: str, understood: Understood) -> None:
-    tensors, message = BAD[case]
-    with pytest.raises(ModelError, match=message):
-        understood(tensors)
-
-
-PROMPT_KEYS = KOHYA.replace("attn1_to_q", "attn2_to_k")
-OTHER_BASES: dict[str, tuple[dict[str, Tensor], dict[str, str], str]] = {
-    "a second text encoder": (lora() | {"lora_te2_text_model_x.lora_up.weight": UP}, {}, "Stable Diffusion XL"),
-    "prompts of SDXL": ({f"{PROMPT_KEYS}.lora_down.weight": drawn(4, 2048)}, {}, "Stable Diffusion XL"),
-    "prompts of SD 2": ({f"{PROMPT_KEYS}.lora_down.weight": drawn(4, 1024)}, {}, r"Stable Diffusion 2\.x"),
-    "prompts of SD 2 in PEFT's spelling": (
-        {f"unet.{DIFFUSERS.replace('attn1.to_q', 'attn2.to_v')}.lora_A.weight": drawn(4, 1024)},
-        {},
-        r"Stable Diffusion 2\.x",
-    ),
-    "kohya's metadata of SDXL": (lora(), {"ss_base_model_version": "sdxl_base_v1-0"}, "Stable Diffusion XL"),
-    "kohya's metadata of SD 2": (lora(), {"ss_base_model_version": "sd_v2_768_v"}, r"Stable Diffusion 2\.x"),
-    "kohya's older metadata": (lora(), {"ss_v2": "True"}, r"Stable Diffusion 2\.x"),
-    "model specification": (
-        lora(),
-        {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"},
-        "Stable Diffusion XL",
-    ),
-    "Flux": ({"lora_unet_double_blocks_0_img_attn_proj.lora_up.weight": UP}, {}, "Flux"),
-    "SD 3": ({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": UP}, {}, "Stable Diffusion 3"),
-}
-
-
-@pytest.mark.parametrize("case", OTHER_BASES)
-def test_an_adapter_of_another_family_is_refused_by_its_name(case: str, understood: Understood) -> None:
-    tensors, metadata, base = OTHER_BASES[case]
-    with pytest.raises(ModelError, match=f"it is an adapter for {base}, not for Stable Diffusion v1"):
-        understood(tensors, metadata)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from builder import VERSION
-from builder.convert import convert
+from builder.convert import convert, ensure_converted
 from sd_core.errors import ModelError
 from sd_core.formats.detect import Architecture
 from sd_core.formats.keys import UNET_PREFIX, VAE_PREFIX
-from sd_core.formats.load import load_networks
+from sd_core.formats.load import load_networks, load_parts
 from tests.support.outcome import Save, State, identity, metadata_of, names, same
 
 
@@ -212,3 +212,21 @@ def test_a_file_that_is_not_a_model_needs_force(source: Path, destination: Path,
     assert destination.read_bytes() == content
     convert(source, destination, force=True)
     assert metadata_of(destination)
+
+
+def test_weights_in_eight_bits_become_fp16(save: Save, state: State, destination: Path) -> None:
+    stem = UNET_PREFIX + "middle_block.1.proj_in"
+    weight, scale = state[f"{stem}.weight"].to(torch.float8_e4m3fn), torch.tensor(0.5)
+    convert(save({**state, f"{stem}.weight": weight, f"{stem}.scale_weight": scale}), destination)
+    assert same(load_file(destination), {**state, f"{stem}.weight": (weight.float() * scale).half()})
+
+
+def test_a_worker_converts_a_checkpoint_without_a_vae(save: Save, state: State, destination: Path) -> None:
+    """It takes one from elsewhere; a person who converts is told how to add one."""
+    partial = {name: tensor for name, tensor in state.items() if not name.startswith(VAE_PREFIX)}
+    source = save(partial)
+    with pytest.raises(ModelError, match=r"lacks the VAE.*--vae FILE"):
+        convert(source, destination)
+    ensure_converted(source, destination)
+    assert same(load_file(destination), partial)
+    assert load_parts(destination, torch.device("cpu"), torch.float32).contents.missing == ("the VAE",)

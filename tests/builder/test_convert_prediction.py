@@ -98,3 +98,10 @@ def test_a_conversion_by_an_older_builder_is_kept(save: Save, state: State, dest
     before = identity(destination)
     convert(source, destination)
     assert identity(destination) == before
+
+
+def test_the_yaml_of_a_source_is_kept_in_the_metadata(save: Save, state: State, destination: Path) -> None:
+    source = save(state)
+    source.with_suffix(".yaml").write_text('model:\n  params:\n    parameterization: "v"\n')
+    convert(source, destination)
+    assert metadata_of(destination)["sd_core.prediction_type"] == "v_prediction"

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from builder.__main__ import main
 from builder.convert import convert
 from sd_core.errors import ModelError
 from sd_core.formats.load import load_networks
@@ -199,3 +200,11 @@ def test_other_folders_are_refused(
         convert(folder, destination)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
     assert names(destination.parent) == []
+
+
+def test_a_folder_is_converted_beside_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder.with_name("pipeline.safetensors"))
+    assert main(["inspect", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "Stable Diffusion v1.x, 512 pixels, predicts epsilon" in printed and str(folder) in printed

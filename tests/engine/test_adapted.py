@@ -14,8 +14,9 @@ from sd_core.engine.kinds.unet import UNetKind
 from sd_core.engine.pool import Pool
 from sd_core.models.clip import CLIPTextEncoder
 from sd_core.models.unet import UNet
+from sd_core.networks import Applied
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.work import Applied, Attachments, Context, Extras, TextWork, UNetWork
+from sd_core.work import Attachments, Context, Extras, TextWork, UNetWork
 from tests.support.adapters import merged, random_adapter
 from tests.support.counting import counted, normal
 

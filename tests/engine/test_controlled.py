@@ -13,8 +13,9 @@ from sd_core.engine.pool import Pool
 from sd_core.models.controlnet import ControlNet
 from sd_core.models.given import Given, Residuals
 from sd_core.models.t2i_adapter import T2IAdapter
+from sd_core.networks import Guide
 from sd_core.pipeline.model import StableDiffusion
-from sd_core.work import Attachments, Context, Control, Extras, Guide, Hint, HintWork, UNetWork
+from sd_core.work import Attachments, Context, Control, Extras, Hint, HintWork, UNetWork
 from tests.support.controls import controlnet, random_controlnet, random_hint, t2i_adapter
 from tests.support.counting import counted, normal
 
@@ -93,7 +94,7 @@ def assert_near(ours: Tensor, expected: Tensor) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("tiling", [False, True], ids=["", "seamless"])
+@pytest.mark.parametrize("tiling", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "seamless"])
 def test_rows_of_one_forward_have_controls_of_their_own(
     tiny_model: StableDiffusion,
     kind: UNetKind,

@@ -132,7 +132,7 @@ def test_adapters_and_padding_run_without_a_graph(unet: UNet) -> None:
     graphed = GraphedUNet(unet, {}, capture)
     latents, timesteps, context, rows = forward([2])
     plain = unet.given(context, rows)
-    adapted = replace(plain, adapters={"out.2": lambda _x, out, _padding: out + 1})
+    adapted = replace(plain, adapters={"out.2": lambda _x, out, _padding, _gates=None: out + 1})
     for _ in range(3):
         torch.testing.assert_close(graphed(latents, timesteps, adapted), unet(latents, timesteps, plain) + 1)
     assert capture.captured == 0

@@ -1,5 +1,6 @@
 """Several checkpoints in one engine: each looked up by name, each with its own networks and native size."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from sd_core.engine.admission import budget_of
 from sd_core.engine.engine import Engine
+from sd_core.engine.kinds.unet import fullest
+from sd_core.engine.memory import Memory
 from sd_core.engine.pool import Pool
 from sd_core.errors import InvalidRequest, ModelError
+from sd_core.formats.check import meta_networks
+from sd_core.layout.choose import bytes_in_use, bytes_to_pack, lay_out
+from sd_core.models.layers import Conv2d
 from sd_core.pipeline.model import StableDiffusion
 from tests.support.engine import SMALL_REQUEST
 from tests.support.pictures import levels_apart
@@ -87,3 +94,27 @@ def test_models_on_two_devices_are_refused(tiny_model: StableDiffusion, other_mo
     elsewhere = replace(other_model, info=replace(other_model.info, device="mps"))
     with pytest.raises(ModelError, match="one engine runs on one device, not on cpu, mps"):
         Pool([tiny_model, elsewhere])
+
+
+def test_weights_are_counted_as_they_are_once_used(tiny_model: StableDiffusion) -> None:
+    networks = meta_networks(tiny_model.networks.architecture)
+    plain = sum(4 * weight.numel() for network in networks for weight in network.parameters())
+    assert sum(bytes_in_use(network, torch.float32) for network in networks) == plain
+    assert sum(bytes_in_use(network, torch.float16) for network in networks) == plain // 2
+    wide = torch.nn.Sequential(Conv2d(256, 256, 3, padding=1, bias=False))
+    lay_out(wide, torch.device("cpu"), torch.float32)
+    packed = bytes_to_pack(wide)
+    assert bytes_in_use(wide, torch.float32) == (packed or 4 * 256 * 256 * 9)
+    assert Pool([tiny_model]).bytes >= plain
+
+
+def test_by_default_models_leave_room_for_the_fullest_forward(
+    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool([tiny_model])
+    monkeypatch.setattr(Memory, "usable", lambda _: 10**9)
+    forward = fullest(tiny_model.networks.unet, 64, 8)
+    assert budget_of(pool, Memory(pool.device), 8) == pool.bytes + 10**9 - forward
+    assert budget_of(pool, Memory(pool.device), 10**6) == pool.bytes
+    monkeypatch.setattr(Memory, "usable", lambda _: None)
+    assert budget_of(pool, Memory(pool.device), 8) == math.inf

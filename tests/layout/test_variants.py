@@ -91,10 +91,13 @@ def test_an_adapter_equals_the_merged_weight(name: str) -> None:
     delta = 0.1 * torch.randn_like(plain.weight)
     add = None if isinstance(plain, GatedLinear) else torch.randn_like(plain(x))
 
-    def adapter(x: Tensor, out: Tensor, padding: tuple[int, int]) -> Tensor:
+    def adapter(x: Tensor, out: Tensor, padding: tuple[int, int], gates: Tensor | None = None) -> Tensor:
         if isinstance(plain, Conv2d):
             return out.add_(F.conv2d(x, delta, None, plain.stride, padding))
-        return out.add_(x @ delta.T)
+        if gates is None:
+            return out.add_(x @ delta.T)
+        gates.add_(x @ delta[len(delta) // 2 :].T)
+        return out.add_(x @ delta[: len(delta) // 2].T)
 
     given = Given(adapters={"0": adapter})
     before = variant(x) if add is None else variant(x, add)

@@ -45,5 +45,5 @@ def test_every_layer_finds_its_adapter_by_its_name(text_encoder: CLIPTextEncoder
     ids, plain = torch.arange(77)[None], text_encoder(torch.arange(77)[None])
     for name, layer in text_encoder.named_modules():
         if isinstance(layer, torch.nn.Linear | torch.nn.LayerNorm):
-            adapted = text_encoder(ids, given=Given(adapters={name: lambda _x, out, _padding: out + 1}))
+            adapted = text_encoder(ids, given=Given(adapters={name: lambda _x, out, _padding, _gates=None: out + 1}))
             assert not torch.allclose(adapted, plain) or name.endswith("k_proj"), name

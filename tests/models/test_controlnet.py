@@ -43,7 +43,9 @@ def random_residuals(unet: UNet, rows: int, seed: int = 0) -> list[Tensor]:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("rows", [[0, 0, 1, 2, 2], [2, 0, 1], [1, 1]], ids=str)
+@pytest.mark.parametrize(
+    "rows", [[0, 0, 1, 2, 2], *(pytest.param(rows, marks=pytest.mark.slow) for rows in ([2, 0, 1], [1, 1]))], ids=str
+)
 def test_rows_of_one_input_share_what_comes_before_their_prompts(network: ControlNet, rows: list[int]) -> None:
     image_of_row = torch.tensor(rows)
     latents, states = latents_and_states(len(rows))
@@ -63,7 +65,11 @@ def test_the_outermost_residual_is_the_first_of_all(network: ControlNet) -> None
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("rows", [[1, 2, 4], [0], [0, 1, 2, 3, 4]], ids=str)
+@pytest.mark.parametrize(
+    "rows",
+    [[1, 2, 4], *(pytest.param(rows, marks=pytest.mark.slow) for rows in ([0], [0, 1, 2, 3, 4]))],
+    ids=str,
+)
 def test_a_control_changes_its_own_rows_alone(unet: UNet, rows: list[int]) -> None:
     """Rows 0 and 1 continue one input, and only one of them may have it."""
     latents, states = latents_and_states(5)

@@ -29,11 +29,6 @@ def named(layer: L) -> L:
     return layer
 
 
-def low_rank(down: Tensor, up: Tensor) -> Given:
-    """An adapter of the linear layer `layer`: up (out, rank) times down (rank, in)."""
-    return Given(adapters={"layer": lambda x, out, _padding: out + x @ down.T @ up.T})
-
-
 def test_layers_are_named_as_their_network_spells_them() -> None:
     proj, conv, gated = Linear(2, 2), Conv2d(2, 2, 1), GatedLinear(2, 2)
     assert gated.name == ""
@@ -44,7 +39,7 @@ def test_layers_are_named_as_their_network_spells_them() -> None:
 def test_an_adapter_is_added_to_the_output_and_leaves_the_sum_as_it_is() -> None:
     layer, x, add = named(Linear(6, 4)), torch.randn(2, 3, 6), torch.randn(2, 3, 4)
     kept = add.clone()
-    increased = Given(adapters={"layer": lambda _x, out, _padding: out.add_(1)})
+    increased = Given(adapters={"layer": lambda _x, out, _padding, _gates=None: out.add_(1)})
     torch.testing.assert_close(layer(x, add, given=increased), layer(x) + add + 1)
     assert torch.equal(add, kept)
 
@@ -56,7 +51,7 @@ def test_an_adapter_of_a_norm_gets_what_is_normalized(layer: GroupNorm | LayerNo
     layer.bias.data.normal_()
     x = torch.randn(2, 64, 4, 4) if isinstance(layer, GroupNorm) else torch.randn(2, 5, 64)
     weight, bias = (each[:, None, None] if x.dim() == 4 else each for each in torch.randn(2, 64))
-    given = Given(adapters={"layer": lambda x, out, _padding: out + x * weight + bias})
+    given = Given(adapters={"layer": lambda x, out, _padding, _gates=None: out + x * weight + bias})
     merged = copy.deepcopy(layer)
     merged.weight.data += weight.flatten()
     merged.bias.data += bias.flatten()
@@ -64,7 +59,7 @@ def test_an_adapter_of_a_norm_gets_what_is_normalized(layer: GroupNorm | LayerNo
 
 
 def test_an_adapter_of_another_layer_does_nothing() -> None:
-    given = Given(adapters={"other": lambda _x, out, _padding: 2 * out}, padding={"other": "circular"})
+    given = Given(adapters={"other": lambda _x, out, _padding, _gates=None: 2 * out}, padding={"other": "circular"})
     for layer, x in (
         (named(Linear(6, 4)), torch.randn(3, 6)),
         (named(GatedLinear(6, 4)), torch.randn(3, 6)),
@@ -75,16 +70,22 @@ def test_an_adapter_of_another_layer_does_nothing() -> None:
 
 def test_an_adapter_of_a_gated_layer_acts_before_the_gate() -> None:
     layer, x = named(GatedLinear(6, 5)), torch.randn(2, 3, 6)
-    down, up = torch.randn(2, 6), torch.randn(10, 2)
-    values, gates = F.linear(x, layer.weight + up @ down, layer.bias).chunk(2, dim=-1)
-    torch.testing.assert_close(layer(x, given=low_rank(down, up)), values * F.gelu(gates))
+    delta = torch.randn(10, 6)
+
+    def adapter(x: Tensor, values: Tensor, _padding: tuple[int, int], gates: Tensor | None = None) -> Tensor:
+        assert gates is not None
+        gates.add_(x @ delta[5:].T)
+        return values + x @ delta[:5].T
+
+    values, gates = F.linear(x, layer.weight + delta, layer.bias).chunk(2, dim=-1)
+    torch.testing.assert_close(layer(x, given=Given(adapters={"layer": adapter})), values * F.gelu(gates))
 
 
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 def test_an_adapter_of_a_convolution_pads_as_the_layer_does(mode: str) -> None:
     layer, x, delta = named(Conv2d(3, 2, 3, padding=1)), torch.randn(1, 3, 4, 5), torch.randn(2, 3, 3, 3)
 
-    def adapter(x: Tensor, out: Tensor, padding: tuple[int, int]) -> Tensor:
+    def adapter(x: Tensor, out: Tensor, padding: tuple[int, int], *_: object) -> Tensor:
         return out + F.conv2d(x, delta, padding=padding)
 
     padded = Given(padding={"layer": mode})

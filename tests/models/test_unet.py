@@ -117,7 +117,7 @@ def test_every_layer_finds_its_adapter_by_its_name(unet: UNet) -> None:
         if not isinstance(layer, ADAPTED):
             continue
 
-        def note(_x: Tensor, out: Tensor, _padding: tuple[int, int], name: str = name) -> Tensor:
+        def note(_x: Tensor, out: Tensor, *_: object, name: str = name) -> Tensor:
             seen.append(name)
             return out
 
@@ -135,7 +135,7 @@ def test_layers_get_the_adapters_of_inputs_until_there_is_one_entry_per_row(unet
     counts: dict[str, list[int]] = {"input": [], "row": []}
 
     def counting(name: str) -> Adapter:
-        def count(x: Tensor, out: Tensor, _padding: tuple[int, int]) -> Tensor:
+        def count(x: Tensor, out: Tensor, *_: object) -> Tensor:
             counts[name].append(len(x))
             return out
 

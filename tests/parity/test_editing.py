@@ -123,6 +123,7 @@ def swapped(channels: Any) -> Any:
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", [scaled, swapped])
 def test_the_weights_show_mistakes_in_the_channels(side: Side, monkeypatch: pytest.MonkeyPatch, mistake: Any) -> None:
     monkeypatch.setattr(start, "edited_channels", mistake(start.edited_channels))

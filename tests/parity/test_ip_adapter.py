@@ -68,7 +68,10 @@ def test_the_image_encoder(tmp_path: Path, file: str) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("layout", "suffix"), [("base", ".bin"), ("plus", ".safetensors"), ("full", ".bin")])
+@pytest.mark.parametrize(
+    ("layout", "suffix"),
+    [("base", ".bin"), ("plus", ".safetensors"), pytest.param("full", ".bin", marks=pytest.mark.slow)],
+)
 def test_tokens_and_what_the_unet_makes_of_them(tmp_path: Path, layout: str, suffix: str) -> None:
     """diffusers counts the attentions of its own UNet, which proves their order."""
     write_encoder(tmp_path / "encoder.safetensors")
@@ -156,7 +159,11 @@ def theirs(folder: Path, request: Request) -> np.ndarray:
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers on NumPy 2
 @pytest.mark.parametrize(
     ("names", "scale"),
-    [(("base",), 7.5), pytest.param(("plus", "full"), 5.0, marks=pytest.mark.slow), (("plus",), 1.0)],
+    [
+        (("base",), 7.5),
+        pytest.param(("plus", "full"), 5.0, marks=pytest.mark.slow),
+        pytest.param(("plus",), 1.0, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_whole_images(folder: Path, names: tuple[str, ...], scale: float) -> None:

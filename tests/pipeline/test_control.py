@@ -11,6 +11,7 @@ from PIL import Image
 
 from sd_core.additions import ControlNet, controlnet_from_text
 from sd_core.models.controlnet import ControlNet as ControlNetwork
+from sd_core.networks import Guide
 from sd_core.pipeline.attaching import Attached
 from sd_core.pipeline.control import (
     SOFT_FEATURES,
@@ -23,7 +24,7 @@ from sd_core.pipeline.control import (
 from sd_core.pipeline.images import Frame, Source
 from sd_core.preprocessors.preprocess import preprocess
 from sd_core.request import Request
-from sd_core.work import Attachments, Control, Guide, Hint, HintWork, HostTask
+from sd_core.work import Attachments, Control, Hint, HintWork, HostTask
 from tests.support.controls import controlnet, hint_picture, t2i_adapter
 from tests.support.drive import drive
 

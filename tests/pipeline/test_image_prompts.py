@@ -19,6 +19,7 @@ from sd_core.errors import InvalidRequest
 from sd_core.library import Library
 from sd_core.nested import Hires
 from sd_core.pipeline.attached import Needs
+from sd_core.pipeline.image_prompts import with_references
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import prepare
 from sd_core.request import Request
@@ -101,6 +102,12 @@ def test_both_passes_of_a_hires_job_read_the_images(tiny_model: StableDiffusion,
     works = works_of(tiny_model, folder, request)
     assert all(acting(works)) and len({work.latents.shape for work in works if isinstance(work, UNetWork)}) == 2
     assert sum(isinstance(work, ImageWork) for work in works) == 2
+
+
+def test_without_an_image_of_its_own_it_takes_the_jobs() -> None:
+    request = replace(showing({"image": None}, {}), image=IMAGE[:32, :32])
+    own, other = with_references(request, [None, Image.fromarray(IMAGE[::-1])]).ip_adapters
+    assert own.image is request.image and np.array_equal(other.image, IMAGE[::-1])
 
 
 def test_without_weight_nothing_is_read(tiny_model: StableDiffusion, folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,19 @@ def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {f"{prefix}.{name}": tensor.detach().clone() for name, tensor in tensors.items()}
 
 
+def drawn(*shape: int) -> Tensor:
+    """Random numbers, the same for each shape."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def lora_of(layer: str, down: Tensor, up: Tensor, **others: Tensor) -> dict[str, Tensor]:
+    """A kohya LoRA of one layer. `others` replace tensors or come beside them; "__" in their names is a dot."""
+    own = {"lora_down.weight": down, "lora_up.weight": up} | {
+        name.replace("__", "."): tensor for name, tensor in others.items()
+    }
+    return {f"{layer}.{name}": tensor for name, tensor in own.items()}
+
+
 def targets(names: Names) -> list[tuple[str, str]]:
     """What kohya's scripts train by default: the UNet's transformers with their projections, and the text encoder's
     attentions and MLPs."""

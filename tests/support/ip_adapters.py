@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sd_core.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from sd_core.models.ip_adapter import IPAdapter, IPAdapterConfig, ResamplerConfig
 from tests.support.random_weights import TINY
+
+Network = TypeVar("Network", bound=nn.Module)
 
 ENCODER = ImageEncoderConfig(width=64, layers=3, heads=1, mlp_width=128, patch=8, side=32, embedding=48)
 
@@ -44,6 +46,12 @@ def random_weights(network: nn.Module, seed: int = 0) -> dict[str, Tensor]:
             values = 0.2 * values + (name.endswith("weight") and each.dim() == 1)
         weights[name] = values
     return weights
+
+
+def random_network(network: Network) -> Network:
+    """The network with random weights, in evaluation mode."""
+    network.load_state_dict(random_weights(network))
+    return network.requires_grad_(False).eval()
 
 
 def encoder_weights(config: ImageEncoderConfig = ENCODER, seed: int = 0) -> dict[str, Tensor]:

@@ -15,8 +15,17 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from sd_core.fields import Record
+from sd_core.formats.detect import NUM_HEADS_KEY
+from sd_core.formats.keys import VAE_PREFIX
+from sd_core.models.controlnet import ControlNetConfig
+from sd_core.models.ip_adapter import attention_widths
+from sd_core.pipeline.model import StableDiffusion
+from tests.support.controls import random_controlnet, write_guide
+from tests.support.ip_adapters import write_adapter, write_encoder
+from tests.support.loras import write_lora
 from tests.support.pictures import data_uri
 from worker.api.docs import PAGE
 from worker.api.job import JOB
@@ -56,8 +65,9 @@ def named(record: Record, job: dict[str, Any], prefix: str = "") -> set[str]:
         field = record.names.get(name)
         if field is not None:
             found.add(prefix + field.name)
-            if field.record is not None and isinstance(value, dict):
-                found |= named(field.record, value, f"{prefix}{field.name}.")
+            for item in value if isinstance(value, list) else [value]:
+                if field.record is not None and isinstance(item, dict):
+                    found |= named(field.record, item, f"{prefix}{field.name}.")
     return found
 
 
@@ -67,9 +77,31 @@ def fields(record: Record, prefix: str = "") -> set[str]:
     return own.union(*nested)
 
 
+def write_files(folder: Path) -> None:
+    """Random ones of the names on the page that fit the demo model."""
+    model = StableDiffusion.load(WEIGHTS / "demo.safetensors", WEIGHTS, "cpu", "fp32")
+    unet = model.networks.unet
+    write_lora(folder / "SD_LORAS" / "watercolour.safetensors", model, seed=0, size=0.1)
+    (folder / "SD_CONTROLNETS").mkdir()
+    heads = {NUM_HEADS_KEY: str(unet.config.num_heads)}
+    path = folder / "SD_CONTROLNETS" / "control_v11p_sd15_canny.safetensors"
+    save_file(random_controlnet(ControlNetConfig(unet.config)), path, heads)
+    vae = {VAE_PREFIX + name: each.contiguous() for name, each in model.networks.vae.state_dict().items()}
+    write_guide(folder / "SD_VAES", "sharp", vae)
+    for name in ("SD_IP_ADAPTERS", "SD_CLIP_VISION"):
+        (folder / name).mkdir()
+    sizes = {"context_dim": unet.config.context_dim, "attentions": attention_widths(unet)}
+    write_adapter(folder / "SD_IP_ADAPTERS" / "plus.safetensors", "plus", **sizes)
+    write_encoder(folder / "SD_CLIP_VISION" / "encoder.safetensors")
+
+
 @pytest.fixture(scope="module")
 def handler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    folder = tmp_path_factory.mktemp("files")
+    write_files(folder)
     with pytest.MonkeyPatch.context() as patch:
+        for each in folder.iterdir():
+            patch.setenv(each.name, str(each))
         patch.setenv("SD_WEIGHTS", str(WEIGHTS))
         patch.setenv("SD_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
         patch.setenv("SD_DEVICE", "cpu")

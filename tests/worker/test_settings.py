@@ -35,13 +35,15 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     settings = read(
         tmp_path, SD_WEIGHTS="/w", SD_CHECKPOINT="a.ckpt", SD_OUTPUTS="/o", SD_DEVICE="CUDA", SD_DTYPE="bf16",
         SD_MAX_BATCH="3", SD_MAX_CONCURRENCY="5", SD_MAX_JOBS="6", SD_MAX_PIXELS="65536", SD_MAX_RESPONSE_MB="0.5",
+        SD_MODELS_GB="12.5",
         LOG_LEVEL="warn", PORT="9000",
     )  # fmt: skip
     assert (settings.weights, settings.checkpoints, settings.outputs) == (Path("/w"), ("a.ckpt",), Path("/o"))
     assert (settings.device, settings.dtype, settings.log_level, settings.port) == ("cuda", "bf16", "WARNING", 9000)
     assert (settings.max_batch, settings.max_concurrency, settings.max_jobs) == (3, 5, 6)
     assert settings.max_pixels == 65536
-    assert settings.max_response_bytes == 500_000
+    assert (settings.max_response_bytes, settings.models_bytes) == (500_000, 12_500_000_000)
+    assert read(tmp_path).models_bytes is None, "what is free"
 
 
 def test_a_worker_holds_at_least_the_jobs_that_it_takes_at_once(tmp_path: Path) -> None:
@@ -109,6 +111,7 @@ BAD = {
     "SD_MAX_JOBS": "0",
     "SD_MAX_PIXELS": "4095",
     "SD_MAX_RESPONSE_MB": "nan",
+    "SD_MODELS_GB": "0",
     "SD_DEBUG": "maybe",
     "LOG_LEVEL": "LOUD",
     "PORT": "65536",
@@ -120,7 +123,7 @@ BAD = {
     [*BAD.items(), ("SD_CHECKPOINT", ".."), ("SD_CHECKPOINT", "a.ckpt:b/c.ckpt"), ("SD_CHECKPOINT", "a.ckpt:.."),
      ("SD_MAX_BATCH", "1.5"), ("SD_MAX_BATCH", "9" * 5000),
      ("SD_MAX_RESPONSE_MB", "0"), ("SD_MAX_RESPONSE_MB", "-1"), ("SD_MAX_RESPONSE_MB", "inf"),
-     ("SD_MAX_RESPONSE_MB", "ten"), ("PORT", "-1")],
+     ("SD_MAX_RESPONSE_MB", "ten"), ("SD_MODELS_GB", "all"), ("PORT", "-1")],
 )  # fmt: skip
 def test_a_bad_value_is_refused_by_name(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(SettingsError) as caught:

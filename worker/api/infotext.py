@@ -19,6 +19,7 @@ from sd_core.request import Request
 from worker import VERSION
 from worker.api.infotext_in import EXACT, NEGATIVE, read_infotext
 from worker.api.job import JOB, Job
+from worker.api.tags import with_tags
 
 SELF = f"sd15-worker {VERSION}"
 # Each image has a text of its own, and guidance that is off is written as a scale of 1.
@@ -37,7 +38,7 @@ def infotext(
 
     `labels` are further ones, which the text has but no field.
     """
-    request = replace(job.request, seed=seed)
+    request = with_tags(replace(job.request, seed=seed))
     pairs = []
     for label, value in labelled(record, request, job.door):
         if label == record["model"].label:

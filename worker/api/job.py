@@ -101,7 +101,7 @@ class Job:
     """One valid job.
 
     `source` is where its image comes from, `mask_source` its mask, `hint_sources` the image of each of its ControlNets,
-    None for one that takes the job's own, `reference_sources` that of each of its IP-Adapters. Until they are loaded,
+    and `reference_sources` of its IP-Adapters, None for one that takes the job's own. Until they are loaded,
     `request` has none, and the model's size unless the job asks for one; `width` and `height` are what it asks for.
     """
 
@@ -110,7 +110,7 @@ class Job:
     source: str | None
     mask_source: str | None
     hint_sources: tuple[str | None, ...]
-    reference_sources: tuple[str, ...]
+    reference_sources: tuple[str | None, ...]
     width: int | None
     height: int | None
     warnings: tuple[str, ...]

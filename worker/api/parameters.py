@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sd_core.additions import OWN_VAE
+from sd_core.additions import IMAGED, OWN_VAE
 from sd_core.checks import check, require, same, shorten
 from sd_core.errors import InvalidRequest
 from sd_core.fields import Record
@@ -22,7 +22,6 @@ from worker.api.infotext_in import read_infotext
 from worker.api.names import scheduler_meant
 
 NAMES = (PREFIX, "infotext")
-UNITS = "controlnets"
 MODEL_NAMES = {"model", "name", "path"}
 MAX_JSON = 1 << 20  # characters
 # How base64 of a PNG, a JPEG and a WebP file begins.
@@ -72,7 +71,8 @@ def fill(
         return Filled(own)
     found = _with_known_vae(_with_known_model(_read(value, record), models), has_vae)
     named = _named(own, record, meant)
-    own, found = _with_hints(own, named, found)
+    for name in IMAGED:
+        own, found = _with_images(name, own, named, found)
     brought = {name: brought for name, brought in found.values.items() if name not in named}
     unfit = _unfit(named, brought)
     brought = {name: value for name, value in brought.items() if name not in unfit}
@@ -80,30 +80,32 @@ def fill(
     return Filled({**own, **brought}, frozenset(brought), warnings)
 
 
-def _with_hints(own: dict[str, Any], named: Mapping[str, Any], found: Found) -> tuple[dict[str, Any], Found]:
-    """Both with ControlNets that have a control image, which no record holds.
+def _with_images(
+    name: str, own: dict[str, Any], named: Mapping[str, Any], found: Found
+) -> tuple[dict[str, Any], Found]:
+    """Both with only those entries of the list `name` that have an image, which no record holds.
 
-    A job that sends the images again, in `controlnets`, has all else of each from the record.
+    A job that sends the images again, in that list, has all else of each entry from the record.
     """
-    units = [_as_fields(unit) for unit in found.values.get(UNITS) or ()]
-    given = own.get(UNITS)
-    if UNITS in named and isinstance(given, list):
+    units = [_as_fields(unit) for unit in found.values.get(name) or ()]
+    given = own.get(name)
+    if name in named and isinstance(given, list):
         recorded = [*units, *([{}] * len(given))][: len(given)]
         merged = [
             {**unit, **sent} if isinstance(sent, dict) and not MODEL_NAMES & sent.keys() else sent
             for unit, sent in zip(recorded, given, strict=True)
         ]
-        return {**own, UNITS: merged}, found
+        return {**own, name: merged}, found
     kept = [unit for unit in units if "image" in unit or "image" in named]
-    values = {name: value for name, value in found.values.items() if name != UNITS} | ({UNITS: kept} if kept else {})
+    values = {other: value for other, value in found.values.items() if other != name} | ({name: kept} if kept else {})
     warnings = found.warnings
     if len(kept) < len(units):
-        warnings = (*warnings, f"{PREFIX}: {UNITS} was ignored: send the control images again, as {UNITS}[0].image")
+        warnings = (*warnings, f"{PREFIX}: {name} was ignored: send the images again, as {name}[0].image")
     return own, Found(values, warnings)
 
 
 def _as_fields(unit: Any) -> dict[str, Any]:
-    """The fields of a ControlNet that a record names."""
+    """The fields of an entry that a record names."""
     fields = unit if isinstance(unit, dict) else vars(unit)
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from torch import Tensor
 
 from sd_core.models.given import Adapter
-from sd_core.work import Added, Applied
+from sd_core.networks import Added, Applied
 
 EVERYTHING = slice(None)
 
@@ -18,13 +18,13 @@ class Entries:
 
     parts: tuple[tuple[slice, Added], ...]
 
-    def __call__(self, x: Tensor, out: Tensor, padding: tuple[int, int]) -> Tensor:
-        """Add all parts to `out` in place; x is what the layer gets."""
+    def __call__(self, x: Tensor, out: Tensor, padding: tuple[int, int], gates: Tensor | None = None, /) -> Tensor:
+        """Add all parts in place: an `Adapter`."""
         for entries, added in self.parts:
             if entries is EVERYTHING:
-                added.add_to(out, x, padding)
+                added.add_to(out, x, padding, gates)
             else:
-                added.add_to(out[entries], x[entries], padding)
+                added.add_to(out[entries], x[entries], padding, None if gates is None else gates[entries])
         return out
 
 

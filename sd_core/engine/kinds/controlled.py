@@ -9,8 +9,10 @@ from torch import Tensor
 from sd_core.device import upload
 from sd_core.engine.kinds.prompts import PromptReader
 from sd_core.engine.kinds.rows import Row, firsts_of, stacked
+from sd_core.layout.choose import bytes_to_pack
 from sd_core.models.controlnet import ControlNet
 from sd_core.models.given import Given, Residuals
+from sd_core.models.unet import UNet
 from sd_core.work import Control, UNetWork
 
 COST = 0.34
@@ -97,9 +99,13 @@ def cost_of_controls(work: UNetWork) -> float:
     return COST * sum(_rows(work, control) for control in work.attached.controls if _is_network(control))
 
 
-def numbers_of_controls(work: UNetWork) -> int:
-    """Numbers that controls hold for a latent while the UNet runs, over its first width."""
-    return NUMBERS * sum(_rows(work, control) for control in work.attached.controls)
+def bytes_of_controls(work: UNetWork, unet: UNet) -> int:
+    """What controls hold while the UNet runs, and what their weights take at their first use."""
+    controls = work.attached.controls
+    numbers = NUMBERS * unet.config.channels[0] * work.latents.shape[2:].numel()
+    networks = {control.network.key: control.network for control in controls}.values()
+    waiting = sum(bytes_to_pack(network) for network in networks if isinstance(network, ControlNet))
+    return numbers * unet.dtype.itemsize * sum(_rows(work, control) for control in controls) + waiting
 
 
 def _rows(work: UNetWork, control: Control) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sd_core.cache import LRU
 from sd_core.engine.kinds.kind import Kind
+from sd_core.layout.choose import bytes_to_pack
 from sd_core.models.controlnet import ControlNet
 from sd_core.models.given import NOTHING, Given
 from sd_core.models.t2i_adapter import T2IAdapter
@@ -38,7 +39,10 @@ class HintKind(Kind[HintWork]):
         return 0  # the forward holds one hint, however many ask for it
 
     def bytes(self, work: HintWork) -> int:
-        return work.network.hint_bytes(work.pixels.shape[2:].numel())
+        network = work.network
+        # A ControlNet's weights are used at its first step; what is embedded here is a small part of them.
+        waiting = bytes_to_pack(network) if isinstance(network, T2IAdapter) else 0
+        return network.hint_bytes(work.pixels.shape[2:].numel()) + waiting
 
     def run(self, works: Sequence[HintWork]) -> list[Hint]:
         return [self._embedded(work) for work in works]

@@ -10,7 +10,8 @@ from sd_core.device import upload
 from sd_core.engine.kinds.adapted import adapters_of, keys_of
 from sd_core.models.given import Given, KeysValues
 from sd_core.models.unet import Encoder
-from sd_core.work import Applied, Context
+from sd_core.networks import Applied
+from sd_core.work import Context
 
 # Prompts whose keys and values are kept, and their bytes: 7.7 MB each with v1.5 in float32.
 READ, READ_BYTES = 64, 2**28

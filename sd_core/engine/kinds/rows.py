@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sd_core.device import upload
-from sd_core.work import Applied, Context, Control, ImagePrompt, UNetWork
+from sd_core.networks import Applied
+from sd_core.work import Context, Control, ImagePrompt, UNetWork
 
 
 @dataclass(frozen=True)

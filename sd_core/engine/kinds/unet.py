@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sd_core.engine.kinds.adapted import grouped
-from sd_core.engine.kinds.controlled import Controls, cost_of_controls, numbers_of_controls
+from sd_core.engine.kinds.controlled import Controls, bytes_of_controls, cost_of_controls
 from sd_core.engine.kinds.extras import departing
 from sd_core.engine.kinds.image_prompt import ImageReader, image_tokens
 from sd_core.engine.kinds.kind import Kind
@@ -82,12 +82,12 @@ class UNetKind(Kind[UNetWork]):
     def bytes(self, work: UNetWork) -> int:
         unet = self._pool.unet(work.network)
         # Features that are kept stay in memory beside those that the forward works on.
-        numbers = len(work.contexts) * (NUMBERS + 2 * work.keeps_deep) + numbers_of_controls(work)
+        numbers = len(work.contexts) * (NUMBERS + 2 * work.keeps_deep)
         values = numbers * unet.config.channels[0] * work.latents.shape[2:].numel()
         long = sum(max(0, context.states.shape[1] - COUNTED_TOKENS) for context in work.contexts)
         # Kept once by context and once stacked.
         read = 2 * (long + image_tokens(work)) * _read_width(unet.config)
-        return (values + read) * unet.dtype.itemsize
+        return (values + read) * unet.dtype.itemsize + bytes_of_controls(work, unet)
 
     def run(self, works: Sequence[UNetWork]) -> Sequence[Answer]:
         order = grouped([work.attached.adapters for work in works])

@@ -119,7 +119,7 @@ def test_units_that_do_nothing() -> None:
 
 def test_what_is_unknown_is_named_in_one_warning() -> None:
     job = parse({**UNIT, "effective_region_mask": "aGk=", "ipadapter_input": ["x"], "advanced_weighting": [1.0]})
-    names = "effective_region_mask, ipadapter_input, advanced_weighting"
+    names = "advanced_weighting, effective_region_mask, ipadapter_input"
     assert job.warnings == (f"alwayson_scripts.controlnet.args: not understood here: {names}",)
 
 
@@ -172,7 +172,7 @@ class TestInfotext:
         again = parse_request({"parameters": self.text()}, LIMITS)
         assert again.request.controlnets == ()
         assert again.warnings == (
-            "parameters: controlnets was ignored: send the control images again, as controlnets[0].image",
+            "parameters: controlnets was ignored: send the images again, as controlnets[0].image",
         )
 
     def test_a_text_of_the_web_ui(self) -> None:

@@ -29,9 +29,10 @@ BESIDE: dict[str, dict[str, Any]] = {
     "inpaint_padding": {"inpaint_area": "masked"},
     # No text holds a control image; those that take the job's own image come back.
     "controlnets": {"image": "aGk=", "mask": "aGk="},
+    "ip_adapters": {"image": "aGk="},
 }
-# The first says how many images there are, and each text is of one; the other one's images must be sent again.
-NOT_HELD = {"num_images", "ip_adapters"}
+# It says how many images there are; each text is of one.
+NOT_HELD = {"num_images"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,15 +125,15 @@ def test_a_value_comes_back_from_text_and_object(record: Record, field: Field, v
     assert told.request == wanted
 
 
-def test_an_image_prompt_without_its_image_is_ignored_with_a_warning() -> None:
+def test_image_prompts_take_all_but_their_images_from_a_text() -> None:
     unit = {"model": "plus", "image": "aGk=", "weight": 0.5}
     job = parse_request({"prompt": "x", "seed": 5, "ip_adapters": [unit]}, LIMITS)
-    assert [each.weight for each in job.request.ip_adapters] == [0.5]
     written = infotext(job, 5, MODEL)
     assert "aGk=" not in written and "plus" in written
     for text in (written, parameters(job)):
         again = parse_request({"parameters": text}, LIMITS)
         assert again.request.ip_adapters == ()
-        assert again.warnings == ("parameters: an entry was ignored: ip_adapters[0].image: is required",)
-        with_image = parse_request({"parameters": text, "ip_adapters": [unit]}, LIMITS)
-        assert with_image.request.ip_adapters == job.request.ip_adapters
+        ignored = "ip_adapters was ignored: send the images again, as ip_adapters[0].image"
+        assert again.warnings == (f"parameters: {ignored}",)
+        again = parse_request({"parameters": text, "ip_adapters": [{"image": "aGk="}]}, LIMITS)
+        assert again.request.ip_adapters == job.request.ip_adapters and not again.warnings

@@ -88,7 +88,7 @@ BAD = [
         [{"model": "x", "image": "aGk=", "preprocessor": "inpaint"}],
         "controlnets[0].preprocessor: inpaint needs a mask or outpaint",
     ),
-    ("ip_adapters", [{"model": "x"}], "ip_adapters[0].image: is required"),
+    ("ip_adapters", [{"model": "x"}], "ip_adapters[0].image: is required, because the job has"),
     ("ip_adapters", [{"image": "aGk="}], "ip_adapters[0].model: is required"),
     (
         "ip_adapters",
