@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     engine = Engine([model], len(SAMPLERS), packages=packages)
     waiting = {"mixed": Waiting(), "euler": Waiting()}
 
-    def draw(side: str) -> None:
+    def generate(side: str) -> None:
         jobs = [
             replace(request, seed=seed, sampler=sampler if side == "mixed" else "euler")
             for seed, sampler in enumerate(SAMPLERS)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for future in futures:
             future.result()
 
-    seconds = time_in_turn({side: partial(draw, side) for side in waiting}, options, warm_up=1)
+    seconds = time_in_turn({side: partial(generate, side) for side in waiting}, options, warm_up=1)
     engine.close()
     # Jobs run side by side, so each of them takes the whole time; the warm-up waits too.
     in_jobs = sum(seconds["mixed"]) / options.rounds * (options.rounds + 1) * len(SAMPLERS)

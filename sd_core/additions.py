@@ -162,7 +162,7 @@ class ControlNet:
             ("Envelope (Outer Fit)", "fill"),
             ("Outer Fit (Shrink to Fit)", "fill"),
         ),
-        meaning="how the image comes to the drawn size",
+        meaning="how the image is brought to the generated size",
     )
     hr_option: str = option(
         "both",

@@ -1,4 +1,4 @@
-"""Inpainting jobs among others: shared forwards, and nothing but networks on the drawing thread."""
+"""Inpainting jobs among others: shared forwards, and nothing but networks on the engine's thread."""
 
 import threading
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def alone(engine: Engine, request: Request) -> np.ndarray:
     return image
 
 
-def test_a_masked_job_shares_forwards_with_others_and_draws_what_it_draws_alone(
+def test_a_masked_job_shares_forwards_with_others_and_its_image_is_that_of_its_solo_run(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
@@ -53,7 +53,7 @@ def test_a_masked_job_shares_forwards_with_others_and_draws_what_it_draws_alone(
     assert max(sizes) == 3
 
 
-def test_masks_are_prepared_and_images_put_back_off_the_drawing_thread(
+def test_masks_are_prepared_and_images_put_back_off_the_engines_thread(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
@@ -85,7 +85,7 @@ def test_a_black_mask_ends_a_job_without_a_forward(engine: Engine) -> None:
     assert result.timings_ms["denoise"] == result.timings_ms["decode"] == 0 and not told
 
 
-def test_an_answer_may_be_larger_than_what_is_drawn(engine: Engine) -> None:
+def test_an_answer_may_be_larger_than_what_is_generated(engine: Engine) -> None:
     image = np.random.default_rng(1).integers(0, 256, (301, 203, 3), dtype=np.uint8)
     mask = np.zeros((301, 203), np.uint8)
     mask[200:260, 10:50] = 255

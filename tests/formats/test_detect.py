@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sd_core.errors import ModelError
 from sd_core.formats.check import Difference, compare, expected_shapes
-from sd_core.formats.detect import Architecture, detect, require_drawable
+from sd_core.formats.detect import Architecture, detect, require_supported
 from sd_core.models.clip import CLIPConfig
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
@@ -261,7 +261,7 @@ def test_a_vae_without_levels_is_named(tiny: Architecture) -> None:
 def test_only_unets_that_generate_inpaint_or_edit_are_supported(channels: int, message: str | None) -> None:
     architecture = Architecture(CLIPConfig(), UNetConfig(in_channels=channels), VAEConfig())
     if message is None:
-        require_drawable(architecture)
+        require_supported(architecture)
         return
     with pytest.raises(ModelError, match=message):
-        require_drawable(architecture)
+        require_supported(architecture)

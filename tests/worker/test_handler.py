@@ -234,7 +234,7 @@ def test_the_platforms_worker_loop(start_worker: Start, runpod: PlatformStandIn,
         assert runpod.result(f"many-{index}")["output"]["seed"] == index
     assert len(list((tmp_path / "outputs").iterdir())) == 5
 
-    # A job that takes minutes is stopped; the job beside it and those after it are drawn.
+    # A job that takes minutes is stopped; the job beside it and those after it are generated.
     runpod.add(
         "long", {"prompt": "s3cret", "steps": 150, "width": 512, "height": 512, "sampler": "heun", "uid": "long"}
     )

@@ -204,7 +204,7 @@ def test_progress_is_sent_before_the_response_and_never_after(service: Service, 
         await asyncio.sleep(0.2)  # until after the pictures are encoded
         told.append(message)
 
-    async def draw() -> dict[str, Any]:
+    async def generate() -> dict[str, Any]:
         job = {"id": "1", "input": {"prompt": "x", "preview": True}}
         task = asyncio.create_task(run_job(job, service, send))
         assert await asyncio.to_thread(engine.submitted.wait, 60)
@@ -215,7 +215,7 @@ def test_progress_is_sent_before_the_response_and_never_after(service: Service, 
         await asyncio.sleep(0.1)
         return response
 
-    response = asyncio.run(draw())
+    response = asyncio.run(generate())
     message, end = told
     assert (message["step"], message["percent"], end) == (3, 30, "response")
     assert picture_of(message["preview"]).size == (8, 8)

@@ -30,6 +30,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     # No text holds a control image; those that take the job's own image come back.
     "controlnets": {"image": "aGk=", "mask": "aGk="},
     "ip_adapters": {"image": "aGk="},
+    # In the syntax that has tags they come back as tags: see test_tags.py.
+    "loras": {"prompt_syntax": "comfy"},
 }
 # It says how many images there are; each text is of one.
 NOT_HELD = {"num_images"}
