@@ -127,7 +127,7 @@ class ControlNet:
         choices=tuple(MODES),
         spellings=_spellings(MODES),
         aliases=("control_mode",),
-        meaning="prompt: weaker in fine detail; control: that too, and only where the prompt acts",
+        meaning="prompt: weaker in fine detail; control: also without effect on the negative prompt's rows",
     )
     preprocessor: str = option(
         "none",

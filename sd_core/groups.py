@@ -236,7 +236,7 @@ class Noise:
         high=MAX_SEED,
         label="ENSD",
         to_text=_delta_to_text,
-        meaning="added to the seed for what the sampler draws",
+        meaning="added to the seed for the sampler's own numbers",
     )
     variation_seed: int | None = option(
         None,

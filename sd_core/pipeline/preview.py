@@ -63,7 +63,7 @@ def render_of(vae: Autoencoder, latent_to_rgb: LatentToRGB, *, tiling: bool = Fa
 def preview(latents: Tensor, latent_to_rgb: LatentToRGB = LATENT_TO_RGB) -> np.ndarray:
     """Clean latents (1, 4, h, w) -> uint8 (h, w, 3); waits for the device.
 
-    A fifth row of `latent_to_rgb`, where there is one, is added everywhere.
+    A fifth row of `latent_to_rgb`, if there is one, is added everywhere.
     """
     weights = torch.tensor(latent_to_rgb, device=latents.device)
     # No matrix product: on a GPU the first of a thread takes a workspace, which outweighs this picture by far.

@@ -215,11 +215,11 @@ def test_a_file_that_cannot_be_loaded_fails_its_job_alone(engine: Engine) -> Non
 
 
 def test_progress_counts_both_passes(engine: Engine) -> None:
-    told: list[Progress] = []
-    engine.submit(asking(steps=2, sampler="heun", schedule="default"), told.append).result()
-    assert [(progress.step, progress.steps) for progress in told] == [(step, 5) for step in range(1, 6)]
-    assert [progress.percent for progress in told] == [16, 33, 50, 83, 100]  # 3 calls, then 2 + 1
-    assert told[-1].preview().shape == (16, 16, 3)
+    reported: list[Progress] = []
+    engine.submit(asking(steps=2, sampler="heun", schedule="default"), reported.append).result()
+    assert [(progress.step, progress.steps) for progress in reported] == [(step, 5) for step in range(1, 6)]
+    assert [progress.percent for progress in reported] == [16, 33, 50, 83, 100]  # 3 calls, then 2 + 1
+    assert reported[-1].preview().shape == (16, 16, 3)
 
 
 def test_passes_of_several_jobs_share_the_forwards_of_their_sizes(

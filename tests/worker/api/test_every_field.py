@@ -123,8 +123,8 @@ def test_a_value_comes_back_from_text_and_object(record: Record, field: Field, v
     wanted = replace(job.request, image=None, mask=None)
     assert again.request == replace(wanted, scale=wanted.guidance_scale, do_scale=True), written
     assert again.warnings == ()
-    told = parse_request({"parameters": parameters(job, record), **images}, LIMITS, record=record)
-    assert told.request == wanted
+    from_object = parse_request({"parameters": parameters(job, record), **images}, LIMITS, record=record)
+    assert from_object.request == wanted
 
 
 def test_image_prompts_take_all_but_their_images_from_a_text() -> None:
