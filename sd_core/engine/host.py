@@ -49,15 +49,24 @@ class HostPool:
             thread.join()
 
     def _work(self) -> None:
-        while (run := self._tasks.get()) is not None:
-            try:
-                result = run()
-            except Exception as error:  # noqa: BLE001 - whoever submitted it gets it
-                result = error
-            with self._lock:
-                waiting = self._waiting.pop(run)
-            for done in waiting:
-                done(result)
+        # A call for each task, so that a thread that waits keeps alive nothing of the last one.
+        while self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        """Run the next task; false if there are no more."""
+        run = self._tasks.get()
+        if run is None:
+            return False
+        try:
+            result = run()
+        except Exception as error:  # noqa: BLE001 - whoever submitted it gets it
+            result = error
+        with self._lock:
+            waiting = self._waiting.pop(run)
+        for done in waiting:
+            done(result)
+        return True
 
 
 def _resolve(future: Future[Any], result: Any) -> None:
