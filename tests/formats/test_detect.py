@@ -69,6 +69,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(architecture=architectures(), seed=st.integers(0, 99))
 def test_every_architecture_is_detected_from_its_shapes(architecture: Architecture, seed: int) -> None:
@@ -230,6 +231,7 @@ def test_tensors_that_determine_the_architecture_are_checked(
         detect(shapes, {})
 
 
+@pytest.mark.slow
 def test_a_missing_tensor_is_never_a_key_error(tiny: Architecture) -> None:
     """Whatever tensor is missing: the architecture is the same, or the difference is named."""
     whole = expected_shapes(tiny)

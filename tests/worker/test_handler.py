@@ -42,6 +42,7 @@ def test_alone_it_runs_the_test_input_and_names_the_stored_picture(start_worker:
     assert base64.b64encode(stored.read_bytes()).decode()[:40] not in worker.printed
 
 
+@pytest.mark.slow
 def test_a_test_input_with_a_picture_at_debug(start_worker: Start, tmp_path: Path) -> None:
     picture = data_uri(noise_picture(80, 72))
     job = {"input": {"prompt": "a s3cret wish", "image": picture, "strength": 0.5, "steps": 2}}
