@@ -1,4 +1,4 @@
-"""Checked values -> a `Request` in which nothing is open: sampler, schedule, seed, model and size."""
+"""Checked values -> a `Request` with every value resolved: sampler, schedule, seed, model and size."""
 
 import re
 import secrets
@@ -104,7 +104,7 @@ def _check_steps(request: Request, *, has_image: bool) -> None:
 
 
 def _strengths(values: Mapping[str, Any], sampler: str) -> dict[str, Any]:
-    """The job's `hires`, in which nothing is open that is not the job's own, and its `strength`."""
+    """The job's `strength`, and its `hires` with every value resolved that it does not take from the job."""
     hires: Hires | None = values["hires"]
     strength = values["strength"]
     if hires is None:
@@ -134,7 +134,7 @@ def _variation_seed(seed: int | None, strength: float) -> int | None:
 
 
 def unusable(checked: Checked) -> list[str]:
-    """A text for each field that cannot be used beside the others."""
+    """A problem for each field that cannot be used together with the others."""
     values, written = checked.values, checked.written
     lacking = [name for name in MASKED if values[name] is not None and "image" not in written]
     problems = [f"{written[name]}: needs an image" for name in lacking]
@@ -143,7 +143,7 @@ def unusable(checked: Checked) -> list[str]:
     is_masked = values["mask"] is not None or values["outpaint"] is not None
     for name in IMAGED:
         for index, unit in enumerate(values[name]):
-            # None is among the problems already.
+            # An entry that is None has been reported.
             if unit is not None and unit.image is None and "image" not in written:
                 problems.append(f"{name}[{index}].image: is required, because the job has no image")
     for index, unit in enumerate(values["controlnets"]):
@@ -153,8 +153,8 @@ def unusable(checked: Checked) -> list[str]:
 
 
 def implied(checked: Checked) -> dict[str, Any]:
-    """The checked values, with what a name says of other fields: `padding_mask_crop` means that only the masked part is
-    repainted (diffusers)."""
+    """The checked values, with what a name implies for other fields: `padding_mask_crop` means that only the masked
+    part is repainted (diffusers)."""
     written = checked.written
     if written.get("inpaint_padding") == "padding_mask_crop" and "inpaint_area" not in written:
         return {**checked.values, "inpaint_area": "masked"}
@@ -196,7 +196,7 @@ def with_image(
 
 
 def _first_pass_pixels(request: Request, max_pixels: int) -> int:
-    """What a first pass may have of the pixels of a job, so that a scaled hires pass is within them too."""
+    """The pixels that one image's first pass may have, so that a scaled hires pass stays within the job's limit too."""
     hires = request.hires
     scale = hires.scale if hires is not None and hires.width is None and hires.height is None else 1.0
     return max(MIN_SIDE**2, int(max_pixels // request.num_images / scale**2))
@@ -251,7 +251,7 @@ def check_hires(hires: Hires | None, size: tuple[int, int], count: int, max_pixe
 
 
 def without_effect(record: Record, checked: Checked) -> list[str]:
-    """A warning for each field that was given and does nothing beside the other values."""
+    """A warning for each field that was given and has no effect with the other values."""
     values, written = checked.values, checked.written
     warnings = []
     for field in record:
@@ -278,5 +278,5 @@ def without_effect(record: Record, checked: Checked) -> list[str]:
 
 
 def acts(acts_with: Collection[str], values: Mapping[str, Any]) -> bool:
-    """Whether a field that acts with these fields does anything: one of them is given, or it needs none."""
+    """Whether a field has an effect: it needs none of these fields, or one of them is given."""
     return not acts_with or any(values.get(name) is not None and values[name] is not False for name in acts_with)

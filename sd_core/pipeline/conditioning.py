@@ -15,7 +15,7 @@ from sd_core.text.weighting import join
 from sd_core.work import Call, Context, TextWork, Token
 
 CHUNKS_A_WORK = 16
-"""Chunks that an image asks for at once: many more would delay the steps of others."""
+"""Chunks that an image requests at once: many more would delay the steps of others."""
 
 JOINED, JOINED_BYTES = 64, 2**25
 """Contexts of a job that are kept joined and weighted."""
@@ -101,7 +101,7 @@ class Encoded:
 def encoded(
     prompts: Prompts, model: StableDiffusion, adapters: tuple[Applied, ...] = (), before: Encoded | None = None
 ) -> Generator[TextWork, tuple[Context, ...], Encoded]:
-    """Encode all chunks of the prompts, some at a time, but those that were encoded `before` for the same image."""
+    """Encode all chunks of the prompts, some at a time, except those that were encoded `before` for the same image."""
     key = model.text_key, prompts.skip, tuple(adapter.key for adapter in adapters)
     states = dict(before.states) if before is not None and before.key == key else {}
     waiting = (tokens for tokens in prompts.chunks if tokens not in states)

@@ -1,4 +1,4 @@
-"""Guidance: a sampler's question becomes the rows of a forward that answer it, and their outputs one prediction."""
+"""Guidance: a sampler's call becomes rows of a forward, and their outputs become one prediction."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ Outputs = Tensor | tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Guiding:
-    """What a job asks of guidance beside its scale; by default nothing.
+    """A job's options of guidance besides its scale; the defaults change nothing.
 
     `rescale` is the part (0..1) by which a guided prediction is brought back to the deviation of the prompt's own.
     `pag_scale` is that of perturbed attention guidance. Only the part of the steps from `start` to `end` is guided.
@@ -188,7 +188,7 @@ class _Plan:
 
 
 class _DeepCache:
-    """The deep features of one picture from its last whole forward.
+    """The deep features of one image from its last full forward.
 
     Source: Ma, Fang & Wang 2023, "DeepCache: Accelerating Diffusion Models for Free", with a uniform interval.
     """
@@ -199,7 +199,7 @@ class _DeepCache:
         self._rows: tuple[object, ...] = ()
 
     def run(self, work: UNetWork, step: int) -> Generator[UNetWork, Outputs, Tensor]:
-        """The output of a work: by the outermost block alone if the features of the last whole forward are its own.
+        """The output of a work: by the outermost block only, if the features of the last full forward fit it.
 
         They are not if the prompts of a row, or what is attached, have changed.
         """
@@ -226,6 +226,6 @@ def _weighted(differences: Tensor, weights: Sequence[float]) -> Tensor:  # (n, 4
 
 
 def _rescaled(guided_output: Tensor, prompt_output: Tensor, part: float) -> Tensor:
-    """The guided output with, by this part, the deviation of the prompt's own (diffusers' `rescale_noise_cfg`)."""
+    """The guided output, brought by this fraction to the deviation of the prompt's (diffusers' `rescale_noise_cfg`)."""
     ratio = prompt_output.float().std() / guided_output.float().std()
     return guided_output * (part * ratio + (1 - part))

@@ -34,7 +34,7 @@ def picture(
 
     `read` reads the prompts of each run, once for all images of a job. Draws from the first of `noises` in this order:
     what `pipeline.start` draws (the VAE posterior's sample, the initial noise, the kept part's sample), then the
-    sampler's own draws. A hires pass draws from the second one alike.
+    sampler's own numbers. A hires pass draws from the second one in the same order.
     """
     runs, tiling = Run.all_of(request), request.tiling
     loaded = yield from loading.loaded()

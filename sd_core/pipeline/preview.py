@@ -33,8 +33,7 @@ as "latent2rgb"; other autoencoders need their own."""
 
 METADATA_KEY = "sd_core.latent_to_rgb"
 
-
-MAX_SIDE = 64
+MAX_LATENTS = 64
 """Latents of a preview's longer side that TAESD decodes: 512 pixels, a tenth of a guided step's work at that size."""
 
 
@@ -76,7 +75,7 @@ def preview(latents: Tensor, latent_to_rgb: LatentToRGB = LATENT_TO_RGB) -> np.n
 def decoded(vae: TAESD, latents: Tensor, *, tiling: bool = False) -> np.ndarray:
     """Clean latents (1, 4, h, w) -> uint8 (8 h, 8 w, 3), scaled down to 512 pixels at most; waits for the device."""
     height, width = latents.shape[2:]
-    factor = MAX_SIDE / max(height, width)
+    factor = MAX_LATENTS / max(height, width)
     if factor < 1:
         size = max(1, round(height * factor)), max(1, round(width * factor))
         latents = F.interpolate(latents, size, mode="area")

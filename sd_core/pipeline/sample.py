@@ -22,7 +22,7 @@ MAX_STRENGTH = 0.999
 """With `is_exact`, where all steps of a grid are needed, more counts as this (A1111)."""
 
 Wrap = Callable[[Sampling], Sampling]
-"""Changes what a sampler asks or is answered."""
+"""Changes a sampler's calls, or the predictions that it receives."""
 
 
 def unchanged(sampling: Sampling) -> Sampling:
@@ -112,7 +112,7 @@ class Run:
         return SOLVERS[self.sampler].grid(self.schedule, noise_schedule, steps)
 
     def calls(self, model: StableDiffusion) -> int:
-        """How often it asks the model."""
+        """How often it calls the model."""
         return SOLVERS[self.sampler].calls(self.grid(model))
 
 

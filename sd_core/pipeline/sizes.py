@@ -1,4 +1,4 @@
-"""The sizes of what is generated, from a sent image and the size asked for, or by hires, and the ways to them."""
+"""Sizes to generate at, from a sent image, the requested size or hires, and resizing to them."""
 
 import math
 from dataclasses import dataclass
@@ -58,10 +58,10 @@ class Enlargement:
 
 
 def enlarged(width: int, height: int, hires: Hires) -> Enlargement:
-    """The sizes of the hires pass of a picture of this size.
+    """The sizes of the hires pass of an image of this size.
 
     A scale is rounded down to multiples of 8. If one side is given, the other keeps the aspect; if both are, the
-    picture is made to cover them and its borders are cut. Raises `InvalidRequest` for a side out of a job's limits.
+    image is made to cover them and its borders are cut. Raises `InvalidRequest` for a side out of a job's limits.
     """
     if hires.width is None and hires.height is None:
         size = covering = _eighths(width * hires.scale), _eighths(height * hires.scale)

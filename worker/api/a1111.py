@@ -49,7 +49,7 @@ def named_as_written(problem: str) -> str:
 
 
 def _folded(payload: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The body with one name for each two that mean one value together, and the names that are overruled."""
+    """The body with one name for each pair that means one value, and the names that are overruled."""
     body = dict(payload)
     overruled = []
     count, name = body.pop("n_iter", None), body.pop("sampler_index", None)
@@ -74,7 +74,7 @@ def _product(one: Any, other: Any) -> Any:
 
 
 class _Translation:
-    """One body on its way; `overruled` names what other names stand for already."""
+    """One body being translated; `overruled` names what other names stand for already."""
 
     def __init__(self, body: Mapping[str, Any], record: Record, overruled: list[str]) -> None:
         self._body, self._record = body, record
@@ -136,7 +136,7 @@ class _Translation:
             self._nothing.append(f"alwayson_scripts.{name}")
 
     def _strength(self) -> str | None:
-        """What `denoising_strength` is: the second pass' without an image; None without either."""
+        """The field that `denoising_strength` means: the second pass' if there is no image; None without either."""
         if any(self._asks(name) for name in self._names_like("init_images")):
             return "strength"
         return "hires.strength" if self._asks("enable_hr") else None
@@ -193,7 +193,7 @@ class _Translation:
             nested[name if known is not None and known.name == inner else inner] = value
 
     def _drop_unfit(self) -> None:
-        """Drop what the sampler cannot have: A1111 passes over it."""
+        """Drop options that the sampler does not have: A1111 ignores them."""
         sampler, schedule = self._job.get("sampler_name"), self._job.get("schedule")
         for name, reason in list(unfit_options(sampler, self._job)):
             del self._job[name]

@@ -63,7 +63,7 @@ def read_graph(nodes: Mapping[str, Mapping[str, Any]], record: Record) -> Found:
 
 
 class _Graph:
-    """Nodes by their ids, and warnings about what is passed over in them."""
+    """Nodes by their ids, and warnings about what is ignored in them."""
 
     def __init__(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
         self._nodes = nodes

@@ -1,4 +1,4 @@
-"""What another record of a job names, such as an infotext: the values that this worker's fields take, and the rest."""
+"""Values from another record of a job, such as an infotext: those that this worker's fields accept, and warnings."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

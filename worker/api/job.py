@@ -42,7 +42,7 @@ class Door:
     )
     output_format: str = option("png", choices=("png", "jpeg", "webp"))
     output_quality: int = option(95, low=1, high=100, meaning="of jpeg and webp")
-    preview: bool = option(default=False, shown=False, meaning="true: progress comes with a small picture")
+    preview: bool = option(default=False, shown=False, meaning="true: progress comes with a preview of the image")
     parameters: Recorded | None = option(
         None,
         aliases=("infotext",),

@@ -155,7 +155,7 @@ def _object(given: Mapping[str, Any], record: Record) -> Found:
     checked = check(record, fields, scheduler_meant(fields, record), prefix=f"{PREFIX}.")
     problems = list(checked.problems)
     problems += [f"{PREFIX}.{name}: parameters hold no parameters" for name in NAMES if name in fields]
-    # Of a nested record what it holds itself: the job fills in what is open.
+    # Only what a nested record itself holds: the job fills in the rest.
     nested = {field.name for field in record if field.record is not None and not field.is_list}
     values = {
         name: fields[written] if name in nested else checked.values[name]
