@@ -87,7 +87,8 @@ demo-weights: $(VENV)/.dev ## train the demo model in the folder OUT (hours) and
 	$(BIN)/python -m demo.train_diffusion --out $(OUT) --steps 1100 --pure-noise 0.12 --seed 3 --stars 3
 	$(BIN)/python -m demo.train_decoder --out $(OUT) --steps 2000 --learning-rate 5e-4
 	$(BIN)/python -m demo.train_decoder --out $(OUT) --steps 1000 --learning-rate 5e-4 --seed 4 --stars 4
-	$(BIN)/python -m demo.train_colours --out $(OUT)
+	$(BIN)/python -m demo.train_colours --out $(OUT) --steps 400
+	$(BIN)/python -m demo.train_colours --out $(OUT) --steps 300 --learning-rate 5e-4 --seed 5 --stars 4
 	$(BIN)/python -m demo.assemble --out $(OUT)
 	$(BIN)/python -m demo.train_lora
 	$(BIN)/python -m demo.train_controlnet
