@@ -21,13 +21,13 @@ from torch import Tensor
 from bench.common import (
     LATENT_SIDE,
     Options,
-    command_line,
     options_of,
     random_model,
     ratio,
     relative_difference,
     report,
     served_model,
+    step_command_line,
     summary,
     time_in_turn,
 )
@@ -56,9 +56,8 @@ SIZE = 0.05
 
 @torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = command_line(__doc__ or "", rounds=5)
+    parser = step_command_line(__doc__ or "", rounds=5)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--size", type=int, default=512, help="pixels on a side")
     parser.add_argument("--demo", action="store_true", help="eight jobs of the demo model instead")
     arguments = parser.parse_args(argv)
     options = options_of(arguments)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from bench.common import command_line, full_option, options_of, ratio, report, served_model, summary, time_in_turn
+from bench.common import job_command_line, options_of, ratio, report, served_model, summary, time_in_turn
 from bench.demo import PROMPT
 from sd_core.engine.engine import Engine
 from sd_core.request import Request
@@ -19,9 +19,7 @@ BATCHES = (1, 2, 4, 8, 16)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = command_line(__doc__ or "", rounds=3)
-    full_option(parser)
-    parser.add_argument("--steps", type=int, default=8)
+    parser = job_command_line(__doc__ or "", rounds=3, steps=8)
     arguments = parser.parse_args(argv)
     options = options_of(arguments)
     model, packages, name = served_model(options, arguments.full)

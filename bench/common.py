@@ -95,6 +95,21 @@ def full_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def job_command_line(description: str, rounds: int, steps: int) -> argparse.ArgumentParser:
+    """The parser of a measurement whose jobs have so many steps, of the demo model or with `--full`."""
+    parser = command_line(description, rounds)
+    full_option(parser)
+    parser.add_argument("--steps", type=int, default=steps)
+    return parser
+
+
+def step_command_line(description: str, rounds: int) -> argparse.ArgumentParser:
+    """The parser of a measurement of single UNet calls."""
+    parser = command_line(description, rounds)
+    parser.add_argument("--size", type=int, default=512, help="pixels on a side")
+    return parser
+
+
 def options_of(arguments: argparse.Namespace) -> Options:
     device = choose_device(arguments.device)
     return Options(arguments.tiny, device, choose_dtype(arguments.dtype, device), arguments.rounds, arguments.cache)
@@ -113,6 +128,15 @@ def random_model(options: Options) -> RandomModel:
         write_checkpoint(half_written, model.architecture)
         half_written.rename(model.checkpoint)
     return model
+
+
+def step_inputs(options: Options, pixels: int, context_dim: int) -> tuple[Tensor, Tensor]:
+    """Latents (1, 4, h, w) of an image with so many pixels on a side, and hidden states (2, 77, D) of two prompts."""
+    side = 8 if options.tiny else pixels // LATENT_SIDE
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, side, side, generator=generator)
+    states = torch.randn(2, 77, context_dim, generator=generator)
+    return latents.to(options.device), states.to(options.device, options.torch_dtype)
 
 
 def served_checkpoint(options: Options, full: bool) -> tuple[Path, str]:

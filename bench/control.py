@@ -14,7 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.common import LATENT_SIDE, Options, command_line, compare, options_of, random_model, summary, time_in_turn
+from bench.common import (
+    LATENT_SIDE,
+    Options,
+    compare,
+    options_of,
+    random_model,
+    step_command_line,
+    step_inputs,
+    summary,
+    time_in_turn,
+)
 from sd_core.engine.kinds.hint import HintKind
 from sd_core.engine.kinds.unet import UNetKind
 from sd_core.engine.pool import Pool
@@ -39,8 +49,7 @@ def random_file(options: Options) -> tuple[Path, ControlNetConfig]:
 
 @torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = command_line(__doc__ or "", rounds=10)
-    parser.add_argument("--size", type=int, default=512, help="pixels on a side")
+    parser = step_command_line(__doc__ or "", rounds=10)
     arguments = parser.parse_args(argv)
     options = options_of(arguments)
     checkpoint = random_model(options)
@@ -49,12 +58,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     network = load_guide(file, options.device, options.torch_dtype)
     assert isinstance(network, ControlNet)
 
-    side = 8 if options.tiny else arguments.size // LATENT_SIDE
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, 4, side, side, generator=generator).to(options.device)
-    states = torch.randn(2, 77, checkpoint.architecture.unet.context_dim, generator=generator)
-    states = states.to(options.device, options.torch_dtype)
-    pixels = random_hint(LATENT_SIDE * side, LATENT_SIDE * side).to(options.device)
+    latents, states = step_inputs(options, arguments.size, checkpoint.architecture.unet.context_dim)
+    pixels = random_hint(*(LATENT_SIDE * side for side in latents.shape[2:])).to(options.device)
     (hint,) = HintKind().run([HintWork(network, "hint", pixels)])
     contexts = tuple(Context(index, state[None]) for index, state in enumerate(states))
     control = Control(network, hint, (1.0,) * (len(network.zero_convs) + 1))

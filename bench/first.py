@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.common import (
-    command_line,
-    full_option,
+    job_command_line,
     options_of,
     ratio,
     report,
@@ -41,9 +40,7 @@ print(json.dumps(seconds))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = command_line(__doc__ or "", rounds=7)
-    full_option(parser)
-    parser.add_argument("--steps", type=int, default=20)
+    parser = job_command_line(__doc__ or "", rounds=7, steps=20)
     arguments = parser.parse_args(argv)
     options = options_of(arguments)
     steps = 2 if options.tiny else arguments.steps

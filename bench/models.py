@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from bench.common import command_line, full_option, options_of, ratio, report, served_checkpoint, summary, time_in_turn
+from bench.common import job_command_line, options_of, ratio, report, served_checkpoint, summary, time_in_turn
 from bench.demo import PROMPT
 from sd_core.catalogue import Catalogue, Kind
 from sd_core.engine.checkpoints import Checkpoints
@@ -33,9 +33,7 @@ FIRST, SECOND = "first", "second"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = command_line(__doc__ or "", rounds=5)
-    full_option(parser)
-    parser.add_argument("--steps", type=int, default=20)
+    parser = job_command_line(__doc__ or "", rounds=5, steps=20)
     parser.add_argument("--jobs", type=int, default=8)
     arguments = parser.parse_args(argv)
     options = options_of(arguments)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from bench.common import command_line, full_option, options_of, ratio, report, served_model, summary, time_in_turn
+from bench.common import job_command_line, options_of, ratio, report, served_model, summary, time_in_turn
 from bench.demo import PROMPT
 from sd_core.engine.engine import Engine
 from sd_core.pipeline.model import StableDiffusion
@@ -45,9 +45,7 @@ class Waiting:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = command_line(__doc__ or "", rounds=5)
-    full_option(parser)
-    parser.add_argument("--steps", type=int, default=20)
+    parser = job_command_line(__doc__ or "", rounds=5, steps=20)
     parser.add_argument("--rng", choices=("cpu", "nv"), default="cpu")
     arguments = parser.parse_args(argv)
     options = options_of(arguments)
@@ -58,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     engine = Engine([model], len(SAMPLERS), packages=packages)
     waiting = {"mixed": Waiting(), "euler": Waiting()}
 
-    def draw(side: str) -> None:
+    def generate(side: str) -> None:
         jobs = [
             replace(request, seed=seed, sampler=sampler if side == "mixed" else "euler")
             for seed, sampler in enumerate(SAMPLERS)
@@ -67,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for future in futures:
             future.result()
 
-    seconds = time_in_turn({side: partial(draw, side) for side in waiting}, options, warm_up=1)
+    seconds = time_in_turn({side: partial(generate, side) for side in waiting}, options, warm_up=1)
     engine.close()
     # Jobs run side by side, so each of them takes the whole time; the warm-up waits too.
     in_jobs = sum(seconds["mixed"]) / options.rounds * (options.rounds + 1) * len(SAMPLERS)

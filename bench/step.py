@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.common import LATENT_SIDE, command_line, compare, options_of, random_model, rms_difference
+from bench.common import compare, options_of, random_model, rms_difference, step_command_line, step_inputs
 from sd_core.engine.aot import folder_of, load_packages
 from sd_core.engine.graphs import for_device
 from sd_core.formats.keys import UNET_PREFIX
@@ -20,8 +20,7 @@ from tests.support.reference import reference_unet
 
 @torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = command_line(__doc__ or "", rounds=10)
-    parser.add_argument("--size", type=int, default=512, help="pixels on a side")
+    parser = step_command_line(__doc__ or "", rounds=10)
     arguments = parser.parse_args(argv)
     options = options_of(arguments)
     model = random_model(options)
@@ -30,11 +29,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     unet = for_device(loaded, options.device, packages)
     theirs = reference_unet(model.weights(UNET_PREFIX, options.device, options.torch_dtype), model.architecture.unet)
 
-    side = 8 if options.tiny else arguments.size // LATENT_SIDE
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, 4, side, side, generator=generator).to(options.device)
-    context = torch.randn(2, 77, model.architecture.unet.context_dim, generator=generator)
-    context = context.to(options.device, options.torch_dtype)
+    latents, context = step_inputs(options, arguments.size, model.architecture.unet.context_dim)
     timesteps = torch.tensor([500.0], device=options.device)
     doubled = torch.cat([latents, latents]).to(options.torch_dtype)
     given = loaded.given(context, torch.tensor([0, 0], device=options.device))

@@ -1,22 +1,26 @@
 """What files are that jobs name beside a checkpoint, as pairs of a label and a text."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from sd_core.adapters.bases import V1
 from sd_core.adapters.names import TEXT, UNET
 from sd_core.errors import ModelError
 from sd_core.formats import foreign
+from sd_core.formats.alone import checked
 from sd_core.formats.check import compare, networks_shapes
+from sd_core.formats.controlnet import describe_guide
 from sd_core.formats.embedding import load_embedding
 from sd_core.formats.files import TensorFile
 from sd_core.formats.foreign import Foreign
-from sd_core.formats.image_encoder import describe_image_encoder
-from sd_core.formats.ip_adapter import describe_ip_adapter
+from sd_core.formats.image_encoder import named_encoder, understand_image_encoder
+from sd_core.formats.ip_adapter import understand_ip_adapter
 from sd_core.formats.keys import VAE_PREFIX, show
 from sd_core.formats.origins import shapes_of
-from sd_core.formats.upscaler import config_of, upscaler_names
+from sd_core.formats.upscaler import understand_upscaler
 from sd_core.formats.vae import vae_of
+from sd_core.models.controlnet import ControlNet
+from sd_core.models.t2i_adapter import T2IAdapter
 from sd_core.models.taesd import TAESD
 from sd_core.pipeline.adapters import describe_adapter
 
@@ -35,11 +39,13 @@ _WIDTHS = {
 
 
 def describe(file: TensorFile, kind: Foreign) -> list[Pair]:
-    """What is known of a file of this kind beyond its tensors; a problem that prevents its use is one of the lines."""
+    """What is known of a file of this kind beyond its tensors; a problem that prevents its use is the last line."""
+    pairs: list[Pair] = []
     try:
-        return _DESCRIBED.get(kind, _nothing)(file)
+        pairs.extend(_DESCRIBED.get(kind, _nothing)(file))
     except ModelError as error:
-        return [("not usable", str(error).removeprefix(f"{file.path}: "))]
+        pairs.append(("not usable", str(error).removeprefix(f"{file.path}: ")))
+    return pairs
 
 
 def entries(label: str, names: list[str]) -> list[Pair]:
@@ -54,13 +60,12 @@ def _nothing(file: TensorFile) -> list[Pair]:  # noqa: ARG001
 def _lora(file: TensorFile) -> list[Pair]:
     found = describe_adapter(file)
     families = ", ".join(f"{name} ({count})" for name, count in found.families.items())
-    ranks = ", ".join(map(str, found.ranks[:MAX_RANKS])) + (", ..." if len(found.ranks) > MAX_RANKS else "")
     modules = (f"{found.modules.get(network, 0)} of the {what}" for network, what in _NETWORKS.items())
     return [
         ("base", found.base or "not stated"),
         ("family", families or "none that fits v1.x"),
         ("modules", ", ".join(modules)),
-        ("rank", ranks or "none"),
+        ("rank", _listed(found.ranks) or "none"),
         ("embeddings", ", ".join(map(show, found.embeddings)) or "none"),
         *entries("ignored", [show(name) for name in found.ignored]),
     ]
@@ -89,38 +94,58 @@ def _vae(file: TensorFile) -> list[Pair]:
     ]
 
 
-def _upscaler(file: TensorFile) -> list[Pair]:
-    config = config_of({name: file.tensors[stored].shape for name, stored in upscaler_names(file.tensors).items()})
-    scale = (1 << config.doublings) // config.shuffle
-    return [("architecture", f"{scale}x, {config.blocks} blocks of width {config.features}")]
+def _upscaler(file: TensorFile) -> Iterator[Pair]:
+    network, parts = checked(file.shapes, understand_upscaler)
+    config = network.config
+    yield "architecture", f"{network.scale}x, {config.blocks} blocks of width {config.features}"
+    yield from _ignored(file, {part.stored for part in parts.values()})
 
 
-def _control(file: TensorFile) -> list[Pair]:
-    names = {name.removeprefix("control_model.") for name in file.tensors}
-    forms = {"difference": "differences from the checkpoint's UNet", "lora_controlnet": "a control-LoRA"}
-    form = next((text for mark, text in forms.items() if mark in names), "whole weights")
-    return [("base", _base(file)), ("form", form)]
+def _guide(file: TensorFile) -> Iterator[Pair]:
+    """A ControlNet or a T2I-Adapter."""
+    yield "base", _base(file)
+    found = describe_guide(file)
+    yield "form", found.form
+    match found.network:
+        case ControlNet() as network:
+            yield _levels(network.config.channels, network.config.num_res_blocks, network.hint_channels)
+        case T2IAdapter() as network:
+            yield _levels(network.config.channels, network.config.blocks, network.config.hint_channels)
+    yield "modules", str(found.modules)
+    if found.ranks:
+        yield "rank", _listed(found.ranks)
+    yield from _ignored(file, found.used)
 
 
-def _t2i_adapter(file: TensorFile) -> list[Pair]:
-    names = {name.removeprefix("adapter."): entry.shape for name, entry in file.tensors.items()}
-    first = names.get("conv_in.weight") or names.get("body.0.in_conv.weight") or (0, 0)
-    size = "full" if "conv_in.weight" in names else "light"
-    return [("form", f"{size}, hints of {first[1] // 64} channels")]
+def _levels(widths: Sequence[int], blocks: int, hint_channels: int) -> Pair:
+    each = " ".join(map(str, widths))
+    return "architecture", f"widths {each}, {blocks} blocks a level, hints of {hint_channels} channels"
 
 
-def _ip_adapter(file: TensorFile) -> list[Pair]:
-    config = describe_ip_adapter(file.path)
-    return [
-        ("base", _base(file)),
-        ("architecture", f"{config.layout}, images of width {config.image_width}, {len(config.attentions)} attentions"),
-    ]
+def _ip_adapter(file: TensorFile) -> Iterator[Pair]:
+    yield "base", _base(file)
+    network, parts = checked(file.shapes, understand_ip_adapter)
+    config = network.config
+    yield "architecture", f"{config.layout}, images of width {config.image_width}"
+    yield "modules", f"{len(config.attentions)} attentions"
+    yield from _ignored(file, {part.stored for part in parts.values()})
 
 
-def _image_encoder(file: TensorFile) -> list[Pair]:
-    config = describe_image_encoder(file.path)
-    text = f"{config.layers} layers of width {config.width}, {config.side} pixels in patches of {config.patch}"
-    return [("architecture", f"{text}, embedding of width {config.embedding}")]
+def _image_encoder(file: TensorFile) -> Iterator[Pair]:
+    network, parts = checked(file.shapes, understand_image_encoder)
+    config = network.config
+    yield "base", named_encoder(config.embedding, config.width)
+    size = f"{config.layers} layers of width {config.width}, {config.side} pixels in patches of {config.patch}"
+    yield "architecture", f"{size}, embedding of width {config.embedding}"
+    yield from _ignored(file, {part.stored for part in parts.values()})
+
+
+def _ignored(file: TensorFile, used: Collection[str]) -> list[Pair]:
+    return entries("ignored", [show(name) for name in file.tensors if name not in used])
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks[:MAX_RANKS])) + (", ..." if len(ranks) > MAX_RANKS else "")
 
 
 def _base(file: TensorFile) -> str:
@@ -131,13 +156,13 @@ def _base(file: TensorFile) -> str:
     )
 
 
-_DESCRIBED: dict[Foreign, Callable[[TensorFile], list[Pair]]] = {
+_DESCRIBED: dict[Foreign, Callable[[TensorFile], Iterable[Pair]]] = {
     foreign.LORA: _lora,
     foreign.EMBEDDING: _embedding,
     **dict.fromkeys(foreign.VAES, _vae),
     foreign.UPSCALER: _upscaler,
-    foreign.CONTROLNET: _control,
-    foreign.T2I_ADAPTER: _t2i_adapter,
+    foreign.CONTROLNET: _guide,
+    foreign.T2I_ADAPTER: _guide,
     foreign.IP_ADAPTER: _ip_adapter,
     foreign.IMAGE_ENCODER: _image_encoder,
 }

@@ -51,7 +51,7 @@ def _tensors(file: TensorFile) -> list[Pair]:
 
 
 def _checkpoint(source: Source) -> list[Pair]:
-    """A v1.x checkpoint, whole or in part. ModelError, which names it, if its architecture cannot be told."""
+    """A v1.x checkpoint, whole or in part. ModelError, which names it, if its architecture is not recognized."""
     shapes = shapes_of(source.origins)
     try:
         contents = detect_contents({**shapes, **source.markers}, source.metadata)

@@ -127,7 +127,7 @@ class ControlNet:
         choices=tuple(MODES),
         spellings=_spellings(MODES),
         aliases=("control_mode",),
-        meaning="prompt: weaker in fine detail; control: that too, and only where the prompt acts",
+        meaning="prompt: weaker in fine detail; control: also without effect on the negative prompt's rows",
     )
     preprocessor: str = option(
         "none",
@@ -162,7 +162,7 @@ class ControlNet:
             ("Envelope (Outer Fit)", "fill"),
             ("Outer Fit (Shrink to Fit)", "fill"),
         ),
-        meaning="how the image comes to the drawn size",
+        meaning="how the image is brought to the generated size",
     )
     hr_option: str = option(
         "both",

@@ -17,7 +17,7 @@ AREA_LABELS = (("Whole picture", "whole"), ("Only masked", "masked"))
 
 
 def _if_set(name: str, default: object) -> ToText:
-    """The text of a field that an infotext leaves out at its default."""
+    """The text of a field that an infotext omits at its default."""
 
     def to_text(request: Any) -> str | None:
         value = getattr(request, name)
@@ -82,7 +82,7 @@ class Inpainting:
         high=64,
         label="Mask blur",
         acts_with=MASKED,
-        meaning="pixels; softens the mask for drawing, so that seams are smooth",
+        meaning="pixels; softens the mask for repainting, so that seams are smooth",
     )
     mask_blur_x: int | None = option(None, filled="`mask_blur`", low=0, high=64, label="Mask blur X", acts_with=MASKED)
     mask_blur_y: int | None = option(None, filled="`mask_blur`", low=0, high=64, label="Mask blur Y", acts_with=MASKED)
@@ -116,7 +116,7 @@ class Inpainting:
         to_text=lambda request: "Only masked" if request.inpaint_area == "masked" else None,
         from_text=lambda text: {"inpaint_area": dict(AREA_LABELS).get(text, text)},
         acts_with=MASKED,
-        meaning="masked: the masked part is drawn at `width` x `height` and put back into the image as it was sent",
+        meaning="masked: the masked part is repainted at `width` x `height` and put back into the image as it was sent",
     )
     inpaint_padding: int = option(
         32,
@@ -126,7 +126,7 @@ class Inpainting:
         label="Masked area padding",
         to_text=lambda request: str(request.inpaint_padding) if request.inpaint_area == "masked" else None,
         acts_with=MASKED,
-        meaning="pixels around the masked part that are drawn with it; `padding_mask_crop` also asks for that area",
+        meaning="pixels around the masked part that belong to it; `padding_mask_crop` sets `inpaint_area` too",
     )
     outpaint: Outpaint | None = option(
         None,
@@ -140,7 +140,7 @@ class Inpainting:
 
 @dataclass(frozen=True, kw_only=True)
 class Refining:
-    """What is done beside plain sampling."""
+    """What changes plain sampling."""
 
     strength_steps: str = option(
         "scaled",
@@ -158,7 +158,7 @@ class Refining:
         high=1,
         label="Guidance rescale",
         to_text=_if_set("guidance_rescale", 0),
-        meaning="the part by which guidance keeps the prediction's deviation",
+        meaning="how far guidance keeps the prediction's standard deviation; 0: not at all",
     )
     pag_scale: float = option(
         0.0,
@@ -166,16 +166,16 @@ class Refining:
         high=20,
         label="PAG scale",
         to_text=_if_set("pag_scale", 0),
-        meaning="perturbed attention guidance in the middle block; 0: none, else one row more",
+        meaning="perturbed attention guidance in the middle block; 0: off, else one more row",
     )
-    freeu: FreeU | None = option(None, meaning="reweighs the coarsest levels; `{}`: its authors' factors for v1.5")
+    freeu: FreeU | None = option(None, meaning="reweights the coarsest levels; `{}`: its authors' factors for v1.5")
     guidance_start: float = option(
         0.0,
         low=0,
         high=1,
         label="Guidance start",
         to_text=_if_set("guidance_start", 0),
-        meaning="the part of the steps before guidance begins; until then an image takes one row",
+        meaning="fraction of the steps before guidance begins; until then an image takes one row",
     )
     guidance_end: float = option(
         1.0,
@@ -183,7 +183,7 @@ class Refining:
         high=1,
         label="Guidance end",
         to_text=_if_set("guidance_end", 1),
-        meaning="the part of the steps after which guidance ends",
+        meaning="fraction of the steps after which guidance ends",
     )
     deepcache: int = option(
         1,
@@ -191,7 +191,7 @@ class Refining:
         high=5,
         label="DeepCache interval",
         to_text=_if_set("deepcache", 1),
-        meaning="every so many steps the whole UNet runs, between them its outermost block alone; changes the image",
+        meaning="the whole UNet runs once in so many steps, in the others its outermost block only; changes the image",
     )
     tome_ratio: float = option(
         0.0,
@@ -199,13 +199,13 @@ class Refining:
         high=0.75,
         label="Token merging ratio",
         to_text=_if_set("tome_ratio", 0),
-        meaning="the part of the tokens that is merged before self-attention; changes the image",
+        meaning="fraction of the tokens that is merged before self-attention; changes the image",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Noise, and the options of those samplers that have them."""
+    """The noise, and options that only some samplers have."""
 
     eta: float | None = option(
         None, filled="the sampler's own", low=0, high=1, label="Eta", meaning="share of fresh noise; see below"
@@ -236,7 +236,7 @@ class Noise:
         high=MAX_SEED,
         label="ENSD",
         to_text=_delta_to_text,
-        meaning="added to the seed for what the sampler draws",
+        meaning="added to the seed for the sampler's own numbers",
     )
     variation_seed: int | None = option(
         None,
@@ -255,5 +255,5 @@ class Noise:
         aliases=("subseed_strength",),
         label="Variation seed strength",
         to_text=_variation_to_text,
-        meaning="how far the initial noise is from the seed's to the variation seed's",
+        meaning="how far the initial noise moves from the seed's to the variation seed's",
     )

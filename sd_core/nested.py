@@ -44,7 +44,7 @@ def _resize_from_text(text: str) -> Mapping[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Hires:
-    """A second pass at a larger size. What is None is the job's own."""
+    """A second pass at a larger size. A field that is None has the job's value."""
 
     scale: float = option(
         2.0,
@@ -64,7 +64,7 @@ class Hires:
         label="Hires resize",
         to_text=_resize_to_text,
         from_text=_resize_from_text,
-        meaning="with `height` of another aspect than the job's, the borders are cut",
+        meaning="if `height` is given too and the aspect differs from the job's, the borders are cut off",
     )
     height: int | None = option(None, low=MIN_SIDE, high=MAX_SIDE, multiple_of=8, aliases=("hr_resize_y",))
     upscaler: str = option(

@@ -118,10 +118,10 @@ class Request(Noise, Additions, Refining, Inpainting, Basic):
 
     The fields are a job's, in the order of A1111's infotext: those of the bases, the last one's first, and those below.
     Each field of the core is described by its one line. `width` and `height` are pixels, multiples of 8. `image` is
-    uint8 (height, width, 3) already at that size, except that it has its own where latents are resized (multiples of 8)
-    or a part of it is drawn; `mask` is uint8 of the image's height and width. Image i is generated from `seed + i`,
-    wrapping at 2**63, or, with a `variation_strength`, from `seed` and `variation_seed + i`. `model` None means the
-    engine's first model.
+    uint8 (height, width, 3) already at that size, except that it has its own if latents are resized (multiples of 8)
+    or only a part of it is repainted; `mask` is uint8 of the image's height and width. Image i is generated from
+    `seed + i`, wrapping at 2**63, or, with a `variation_strength`, from `seed` and `variation_seed + i`. `model` None
+    means the engine's first model.
     """
 
     prompt_syntax: str = option(
@@ -152,8 +152,8 @@ class Request(Noise, Additions, Refining, Inpainting, Basic):
         return self.mask_blur if x is None else x, self.mask_blur if y is None else y
 
     @property
-    def drawn_size(self) -> tuple[int, int]:
-        """Width and height in pixels at which it is drawn: the border that an image grows by comes on top."""
+    def generated_size(self) -> tuple[int, int]:
+        """Width and height in pixels at which it is generated: the border by which an image grows comes on top."""
         grows = self.is_masked and self.inpaint_area == "whole"
         border = self.outpaint if grows and self.outpaint is not None else Outpaint()
         return self.width + border.left + border.right, self.height + border.top + border.bottom
@@ -200,8 +200,9 @@ class Progress:
     """How far a running job is: each of its images has done `step` of its `steps` steps.
 
     `percent` counts the network calls of all its images, because a step of some samplers takes several. `preview`
-    renders its first image as it would be if it ended here, uint8 (H / 8, W / 8, 3); it blocks on the device, so call
-    it on neither the engine's thread nor an event loop.
+    renders its first image as it would be if it ended here, uint8: (H / 8, W / 8, 3), or by a TAESD that the job names
+    (H, W, 3) with sides of at most 512. It blocks on the device, so call it neither on the engine's thread nor on an
+    event loop.
     """
 
     step: int

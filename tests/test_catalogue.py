@@ -9,30 +9,13 @@ import pytest
 from sd_core import catalogue as module
 from sd_core import folder as folders
 from sd_core.catalogue import ENDINGS, Catalogue, Kind, UnknownFile
+from tests.support.catalogue import fill, names, refusal
 
 KINDS = list(Kind)
 
 
-def fill(directory: Path, *names: str) -> Path:
-    for name in names:
-        file = directory / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(name.encode())
-    return directory
-
-
 def loras(*directories: Path) -> Catalogue:
     return Catalogue({Kind.LORA: directories})
-
-
-def names(catalogue: Catalogue, kind: Kind = Kind.LORA) -> list[str]:
-    return [entry.name for entry in catalogue.entries(kind)]
-
-
-def refusal(catalogue: Catalogue, name: str, kind: Kind = Kind.LORA) -> str:
-    with pytest.raises(UnknownFile) as caught:
-        catalogue.find(kind, name)
-    return str(caught.value)
 
 
 def test_entries_have_their_name_path_and_stamp(tmp_path: Path) -> None:

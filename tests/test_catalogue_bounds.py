@@ -8,24 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sd_core.catalogue import ENDINGS, Catalogue, Kind, UnknownFile
-
-
-def fill(directory: Path, *names: str) -> Path:
-    for name in names:
-        file = directory / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(name.encode())
-    return directory
-
-
-def names(catalogue: Catalogue, kind: Kind) -> list[str]:
-    return [entry.name for entry in catalogue.entries(kind)]
-
-
-def refusal(catalogue: Catalogue, name: str, kind: Kind) -> str:
-    with pytest.raises(UnknownFile) as caught:
-        catalogue.find(kind, name)
-    return str(caught.value)
+from tests.support.catalogue import fill, names, refusal
 
 
 @pytest.fixture(params=list(Kind))

@@ -91,7 +91,7 @@ async def _generate(payload: object, uid: str, service: Service, send: Send | No
     job = await _with_its_images(parse_request(payload, service.limits, uid), service)
     request = job.request
     logged |= {
-        "size": "{}x{}".format(*request.drawn_size),
+        "size": "{}x{}".format(*request.generated_size),
         "steps": request.steps,
         "sampler": job.sampler_name,
         "seed": request.seed,

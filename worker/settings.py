@@ -166,7 +166,7 @@ class _Reader:
         value = fold(self.text(name)) or default
         if value in known:
             return value
-        self._bad(name, f"is none of {', '.join(known)}")
+        self._bad(name, f"is not one of {', '.join(known)}")
         return default
 
     def switch(self, name: str) -> bool:

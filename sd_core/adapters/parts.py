@@ -29,7 +29,7 @@ _ENDINGS = {
     **{f"{part}.weight": part for part in ("a1", "a2", "b1", "b2", "bm")},
 }
 
-# Characters of a name that is looked at; v1.5's longest have about 120.
+# Characters of a name that are read; v1.5's longest have about 120.
 MAX_NAME = 1_000
 
 # PEFT may name the adapter within: `lora_A.default.weight`.

@@ -25,7 +25,7 @@ class Scales:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> "Scales":
-        """Metadata that does not say how to scale is no error: alpha is then the rank."""
+        """Metadata that does not say how to scale is not an error: alpha is then the rank."""
         whole, alone = _parsed(metadata.get(METADATA)), _parsed(metadata.get(CONFIG))
         configs = {}
         for network, prefix in _PREFIXES.items():

@@ -5,10 +5,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sd_core.catalogue import Entry
@@ -19,7 +17,7 @@ from sd_core.pipeline.attached import Needs
 from sd_core.pipeline.editing import meant
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import Prepared, prepare
-from sd_core.pipeline.preview import LatentToRGB, preview
+from sd_core.pipeline.preview import Render, render_of
 from sd_core.pipeline.sample import Run
 from sd_core.pipeline.watch import OnStep
 from sd_core.request import Observe, Progress, Request, Result
@@ -82,7 +80,7 @@ class EngineJob(Job):
         """Resolve the future with the error; memory errors are reworded so that the caller can act on them."""
         if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
             request = self.request
-            size = "{} x {}x{}".format(request.num_images, *request.drawn_size)
+            size = "{} x {}x{}".format(request.num_images, *request.generated_size)
             cause = error
             error = OutOfMemory(f"the device's memory does not hold {size} pixels; ask for fewer or smaller images")
             error.__cause__ = cause
@@ -106,7 +104,8 @@ def prepared(request: Request, model: StableDiffusion, observe: Observe | None, 
         return prepare(request, model, None, needs)
     runs = Run.all_of(request)
     steps, calls = sum(len(run.grid(model)) - 1 for run in runs), sum(run.calls(model) for run in runs)
-    progress = JobProgress(observe, request.num_images, steps, calls, model.latent_to_rgb)
+    render = render_of(model.networks.vae, model.latent_to_rgb, tiling=request.tiling)
+    progress = JobProgress(observe, request.num_images, steps, calls, render)
     return prepare(request, model, progress.on_step, needs)
 
 
@@ -116,8 +115,8 @@ class JobProgress:
     `calls` and `steps` are those of one image. `percent` counts calls, because a step of some samplers takes several.
     """
 
-    def __init__(self, observe: Observe, images: int, steps: int, calls: int, latent_to_rgb: LatentToRGB) -> None:
-        self._observe, self._latent_to_rgb = observe, latent_to_rgb
+    def __init__(self, observe: Observe, images: int, steps: int, calls: int, render: Render) -> None:
+        self._observe, self._render = observe, render
         self._steps, self._calls = steps, calls
         self._steps_done, self._calls_done = [0] * images, [0] * images
         self._predicted: Tensor | None = None
@@ -133,10 +132,5 @@ class JobProgress:
             self._predicted = predicted_x0
         if min(self._steps_done) > before and self._predicted is not None:
             percent = 100 * sum(self._calls_done) // (self._calls * len(self._calls_done))
-            render: Callable[[], np.ndarray] = partial(_preview, self._predicted, self._latent_to_rgb)
-            self._observe(Progress(min(self._steps_done), self._steps, percent, render))
-
-
-@torch.inference_mode()
-def _preview(latents: Tensor, latent_to_rgb: LatentToRGB) -> Any:
-    return preview(latents, latent_to_rgb)
+            preview = partial(self._render, self._predicted)
+            self._observe(Progress(min(self._steps_done), self._steps, percent, preview))

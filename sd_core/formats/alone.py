@@ -1,4 +1,4 @@
-"""Networks that lie alone in a file: an image encoder, an adapter."""
+"""Networks that lie alone in a file: an image encoder, an IP-Adapter, an upscaler."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sd_core.errors import ModelError
-from sd_core.formats.check import require_equal
+from sd_core.formats.check import meta_network, require_equal
 from sd_core.formats.files import TensorFile
 from sd_core.formats.keys import show, show_some
 from sd_core.formats.unpickle import open_checkpoint
+from sd_core.layout.choose import lay_out
 
 MAX_DIMENSION = 2**17
 """No dimension of such a network is larger: a hostile one would overflow in later arithmetic."""
@@ -45,6 +46,10 @@ class Part:
 Parts = Mapping[str, Part]
 """The tensors of a network by its own names."""
 
+Understand = Callable[[Shapes], tuple[Callable[[], Network], Parts]]
+"""How to build the network that tensors of these shapes belong to, and which of them it takes; the others are ignored.
+ModelError if there is none."""
+
 
 def read_shapes(path: Path) -> dict[str, Shape]:
     """The shapes of a file's tensors by name. ModelError as above."""
@@ -53,28 +58,32 @@ def read_shapes(path: Path) -> dict[str, Shape]:
 
 
 def read_network(
-    path: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    understand: Callable[[Shapes], tuple[Callable[[], Network], Parts]],
+    path: Path, device: torch.device, dtype: torch.dtype, understand: Understand[Network], *, packed: bool = False
 ) -> Network:
-    """The network of a file on a device, in evaluation mode.
+    """The network of a file on a device, in evaluation mode; with `packed`, laid out for the device.
 
-    `understand` returns how to build the network that tensors of these shapes belong to, and which tensors it takes;
-    the others are ignored. ModelError, which names the file, if it is damaged or lacks a tensor.
+    A pickled file is read by the allow-list reader, which runs nothing of it. ModelError, which names the file, if it
+    is damaged or lacks a tensor.
     """
     with open_checkpoint(path) as file:
         try:
-            build, parts = understand(file.shapes)
-            with torch.device("meta"):
-                network = build()
-            expected = {name: tuple(each.shape) for name, each in network.state_dict().items()}
-            require_equal({name: part.shape(file.shapes) for name, part in parts.items()}, expected)
+            network, parts = checked(file.shapes, understand)
             tensors = {name: _numbers(file, part).to(device, dtype) for name, part in parts.items()}
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
+    if packed:
+        lay_out(network, device, dtype)
     network.load_state_dict(tensors, assign=True)
     return network.requires_grad_(requires_grad=False).eval()
+
+
+def checked(shapes: Shapes, understand: Understand[Network]) -> tuple[Network, Parts]:
+    """The network of tensors of these shapes, not loaded, and which of them it takes. ModelError if it lacks one."""
+    build, parts = understand(shapes)
+    network = meta_network(build)
+    expected = {name: tuple(each.shape) for name, each in network.state_dict().items()}
+    require_equal({name: part.shape(shapes) for name, part in parts.items()}, expected)
+    return network, parts
 
 
 def dimension(shapes: Shapes, name: str, axis: int) -> int:

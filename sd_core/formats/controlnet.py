@@ -98,6 +98,20 @@ class Change:
         return base.to(self.device, torch.float32) + change.reshape(base.shape)
 
 
+@dataclass(frozen=True)
+class GuideFile:
+    """What a file holds: a network, not loaded, or None for changes of a checkpoint's UNet.
+
+    `ranks` are those of a control-LoRA's changes, `used` the tensors that are not ignored.
+    """
+
+    form: str
+    network: ControlNet | T2IAdapter | None
+    modules: int
+    ranks: tuple[int, ...]
+    used: frozenset[str]
+
+
 def load_guide(path: Path, device: torch.device, dtype: torch.dtype) -> ControlNet | T2IAdapter | Change:
     """The network of a `.safetensors` or `.pth`, on a device in a dtype and laid out for it, in evaluation mode.
 
@@ -109,15 +123,43 @@ def load_guide(path: Path, device: torch.device, dtype: torch.dtype) -> ControlN
             _refuse(file.shapes)
             status = os.fstat(file.file.fileno())
             key = f"{path} {status.st_size} {status.st_mtime_ns}"
-            names = controlnet_names(file.tensors)
-            marks = {name.removeprefix(PREFIX) for name in file.tensors} & {DIFFERENCE, CONTROL_LORA}
+            marks = _marks(file)
             if marks:
-                return _change(file, names, key, device, dtype, is_added=DIFFERENCE in marks)
+                names = controlnet_names(file.tensors)
+                return _change(file, names, key, device, dtype, is_added=DIFFERENCE in marks.values())
             if foreign.recognize(file.shapes) == foreign.T2I_ADAPTER:
                 return _loaded(*_t2i_adapter(file, key), device, dtype)
-            return _loaded(*_controlnet(file, names, key), device, dtype)
+            return _loaded(*_controlnet(file, key), device, dtype)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
+
+
+def describe_guide(file: TensorFile) -> GuideFile:
+    """What `load_guide` would read from a file. ModelError, which does not name it, for the same reasons."""
+    _refuse(file.shapes)
+    marks = _marks(file)
+    if marks:
+        names, shapes = controlnet_names(file.tensors), file.shapes
+        used = frozenset(names.values()) | marks.keys()
+        if DIFFERENCE in marks.values():
+            return GuideFile("differences from the checkpoint's UNet", None, _modules(names), (), used)
+        ranks = {shapes[stored][0] for name, stored in names.items() if name.endswith(".down") and shapes[stored]}
+        return GuideFile("a control-LoRA", None, _modules(names), tuple(sorted(ranks)), used)
+    is_adapter = foreign.recognize(file.shapes) == foreign.T2I_ADAPTER
+    network, origins = _t2i_adapter(file, "") if is_adapter else _controlnet(file, "")
+    used = frozenset(origin.stored for origin in origins.values())
+    is_light = isinstance(network, T2IAdapter) and network.config.is_light
+    return GuideFile("light" if is_light else "whole weights", network, _modules(origins), (), used)
+
+
+def _marks(file: TensorFile) -> dict[str, str]:
+    """The tensors that say by their presence what the others are: name in the file -> what it says."""
+    bare = {name: name.removeprefix(PREFIX) for name in file.tensors}
+    return {name: mark for name, mark in bare.items() if mark in (DIFFERENCE, CONTROL_LORA)}
+
+
+def _modules(names: Collection[str]) -> int:
+    return len({name.rpartition(".")[0] for name in names})
 
 
 def controlnet_names(stored: Collection[str]) -> dict[str, str]:
@@ -147,8 +189,8 @@ def _from_diffusers(name: str, blocks: int) -> str:
     return f"{renamed[stem]}.{ending}" if stem in renamed else name
 
 
-def _controlnet(file: TensorFile, names: Mapping[str, str], key: str) -> tuple[ControlNet, Origins]:
-    origins = {name: Origin.of(file, stored) for name, stored in names.items()}
+def _controlnet(file: TensorFile, key: str) -> tuple[ControlNet, Origins]:
+    origins = {name: Origin.of(file, stored) for name, stored in controlnet_names(file.tensors).items()}
     shapes = shapes_of(origins)
     unet = detect_encoder(shapes, file.metadata, "the ControlNet")
     if unet.context_dim in foreign.CONTEXT_WIDTHS:

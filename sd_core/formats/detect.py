@@ -138,7 +138,7 @@ def _holds(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in shapes)
 
 
-def require_drawable(architecture: Architecture) -> None:
+def require_supported(architecture: Architecture) -> None:
     """ModelError if the pipeline cannot generate images with the checkpoint, although it can be described."""
     taken, made = architecture.unet.in_channels, architecture.unet.out_channels
     latent = architecture.vae.z_channels

@@ -34,7 +34,7 @@ UNREADABLE = (
 def read_picture(path: Path) -> tuple[str | None, Tensor]:
     """The name that a picture (PNG or WebP) has for its embedding, and the vectors as they are stored.
 
-    Raises `ModelError` that names the file if it is no picture or holds no embedding.
+    Raises `ModelError` that names the file if it is not a picture or holds no embedding.
     """
     try:
         with Image.open(path) as picture:

@@ -33,13 +33,14 @@ def load_image_encoder(path: Path, device: torch.device, dtype: torch.dtype, key
 
     ModelError, which names the file, if it is damaged or holds no CLIP image encoder.
     """
+    return read_network(path, device, dtype, partial(understand_image_encoder, key=key))
 
-    def understand(shapes: Shapes) -> tuple[partial[ImageEncoder], Parts]:
-        parts = encoder_parts(shapes)
-        config = encoder_config({name: part.shape(shapes) for name, part in parts.items()})
-        return partial(ImageEncoder, config, key), parts
 
-    return read_network(path, device, dtype, understand)
+def understand_image_encoder(shapes: Shapes, key: Hashable = None) -> tuple[partial[ImageEncoder], Parts]:
+    """An `Understand`. ModelError as above."""
+    parts = encoder_parts(shapes)
+    config = encoder_config({name: part.shape(shapes) for name, part in parts.items()})
+    return partial(ImageEncoder, config, key), parts
 
 
 def describe_image_encoder(path: Path) -> ImageEncoderConfig:

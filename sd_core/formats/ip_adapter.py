@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sd_core.errors import ModelError
-from sd_core.formats.alone import Part, Parts, Shapes, dimension, read_network, read_shapes
+from sd_core.formats.alone import Part, Parts, Shapes, dimension, read_network
 from sd_core.formats.foreign import CONTEXT_WIDTHS
 from sd_core.formats.keys import show_some
 from sd_core.models.ip_adapter import IPAdapter, IPAdapterConfig, ResamplerConfig
@@ -30,22 +30,13 @@ def load_ip_adapter(path: Path, device: torch.device, dtype: torch.dtype, key: H
     A `.bin` is read by the allow-list reader, which runs nothing of it. ModelError, which names the file, if it is
     damaged, or not an IP-Adapter for v1.x that reads images alone.
     """
-
-    def understand(shapes: Shapes) -> tuple[partial[IPAdapter], Parts]:
-        config = adapter_config(shapes)
-        parts = {name: Part(name) for name in shapes if name.startswith((_PROJECTION, _ATTENTIONS))}
-        return partial(IPAdapter, config, key), parts
-
-    return read_network(path, device, dtype, understand)
+    return read_network(path, device, dtype, partial(understand_ip_adapter, key=key))
 
 
-def describe_ip_adapter(path: Path) -> IPAdapterConfig:
-    """The architecture of the adapter in a file. ModelError as above."""
-    shapes = read_shapes(path)
-    try:
-        return adapter_config(shapes)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+def understand_ip_adapter(shapes: Shapes, key: Hashable = None) -> tuple[partial[IPAdapter], Parts]:
+    """An `Understand`. ModelError as above."""
+    parts = {name: Part(name) for name in shapes if name.startswith((_PROJECTION, _ATTENTIONS))}
+    return partial(IPAdapter, adapter_config(shapes), key), parts
 
 
 def adapter_config(shapes: Shapes) -> IPAdapterConfig:

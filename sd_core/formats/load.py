@@ -7,7 +7,7 @@ import torch
 
 from sd_core.errors import ModelError
 from sd_core.formats.check import contained_networks, networks_shapes, require_equal
-from sd_core.formats.detect import Architecture, Contents, detect_contents, require_drawable
+from sd_core.formats.detect import Architecture, Contents, detect_contents, require_supported
 from sd_core.formats.files import TensorFile
 from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, ignored_names
 from sd_core.formats.origins import origins_of, shapes_of
@@ -54,7 +54,7 @@ class Parts:
         architecture = self.contents.completed(
             None if text_encoder is None else text_encoder.config, None if vae is None else vae.config
         )
-        require_drawable(architecture)
+        require_supported(architecture)
         assert text_encoder is not None and vae is not None
         return Networks(text_encoder, self.unet, vae, architecture, self.metadata)
 
@@ -75,7 +75,7 @@ def contents_in(file: TensorFile) -> Contents:
     """
     contents = detect_contents(file.shapes, {**beside(file.path), **file.metadata})
     if not contents.missing:
-        require_drawable(contents.completed())
+        require_supported(contents.completed())
     return contents
 
 

@@ -1,16 +1,15 @@
 """ESRGAN-type files -> an upscaler: the layouts of its authors' old and new code, of BSRGAN's and of Real-ESRGAN's."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sd_core.errors import ModelError
-from sd_core.formats.check import require_equal
+from sd_core.formats.alone import Part, Parts, Shapes, read_network
 from sd_core.formats.keys import show_some
-from sd_core.formats.unpickle import open_checkpoint
-from sd_core.layout.choose import lay_out
 from sd_core.models.rrdbnet import RRDBNet, RRDBNetConfig
 
 WRAPPERS = ("params_ema.", "params.", "")
@@ -35,19 +34,13 @@ def load_upscaler(path: Path, device: torch.device) -> RRDBNet:
     A `.pth` is read by the allow-list reader, which runs nothing of it. ModelError, which names the file, if it is
     damaged or not of ESRGAN's architecture.
     """
-    with open_checkpoint(path) as file:
-        try:
-            names = upscaler_names(file.tensors)
-            shapes = {name: file.tensors[stored].shape for name, stored in names.items()}
-            with torch.device("meta"):
-                network = RRDBNet(config_of(shapes))
-            require_equal(shapes, {name: tuple(each.shape) for name, each in network.state_dict().items()})
-        except ModelError as error:
-            raise ModelError(f"{path}: {error}") from None
-        tensors = {name: file.read(stored).to(device, torch.float32) for name, stored in names.items()}
-    lay_out(network, device, torch.float32)
-    network.load_state_dict(tensors, assign=True)
-    return network.requires_grad_(requires_grad=False).eval()
+    return read_network(path, device, torch.float32, understand_upscaler, packed=True)
+
+
+def understand_upscaler(shapes: Shapes) -> tuple[partial[RRDBNet], Parts]:
+    """An `Understand`. ModelError as above."""
+    parts = {name: Part(stored) for name, stored in upscaler_names(shapes).items()}
+    return partial(RRDBNet, config_of({name: part.shape(shapes) for name, part in parts.items()})), parts
 
 
 def upscaler_names(stored: Collection[str]) -> dict[str, str]:
@@ -61,7 +54,7 @@ def upscaler_names(stored: Collection[str]) -> dict[str, str]:
     return renamed
 
 
-def config_of(shapes: Mapping[str, tuple[int, ...]]) -> RRDBNetConfig:
+def config_of(shapes: Shapes) -> RRDBNetConfig:
     """The architecture that tensors of these shapes, by name in `RRDBNet`, belong to. ModelError if there is none."""
     blocks = {int(found[1]) for name in shapes if (found := re.match(r"body\.(\d{1,4})\.", name))}
     doublings = sum(re.fullmatch(r"conv_up\d\.weight", name) is not None for name in shapes)

@@ -59,7 +59,11 @@ class GatedLinear(Named, nn.Linear):
         if adapter is None:
             return self.gated(x)
         values, gates = self.halves(x)
-        return apply_gate(adapter(x, values, NO_PADDING, gates), gates)
+        values = adapter(x, values, NO_PADDING, gates)
+        if torch.is_grad_enabled() or not values.is_contiguous():
+            return apply_gate(values, gates)
+        # The halves are large and new: two more such tensors would cost as much as the adapter.
+        return values.mul_(torch.ops.aten.gelu_(gates))
 
     def gated(self, x: Tensor) -> Tensor:
         """The layer without adapters. Variants that compute it in one pass override this."""

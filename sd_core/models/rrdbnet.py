@@ -99,7 +99,7 @@ class RRDBNet(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[2:]
         side = self.config.shuffle
-        # Sides that are no multiple of the shuffled blocks are continued, and cut off the result.
+        # Sides that are not a multiple of the shuffled blocks are continued, and cut off the result.
         x = F.pad(pixels, (0, -width % side, 0, -height % side), mode="replicate")
         x = self.conv_first(F.pixel_unshuffle(x, side))
         x = x + self.conv_body(self.body(x))

@@ -59,7 +59,7 @@ def describe_adapter(file: TensorFile) -> Description:
 
 
 def _refuse_others(file: TensorFile) -> None:
-    """ModelError if the file is a checkpoint, an embedding or another thing that is no adapter."""
+    """ModelError if the file is a checkpoint, an embedding or anything else that is not an adapter."""
     kind = recognize(file.shapes)
     if kind is None:
         raise ModelError("not a LoRA: it is a checkpoint")

@@ -95,7 +95,7 @@ class Loading:
     is_large: bool = False
 
     def loaded(self) -> Generator[HostTask, Loaded, Loaded]:
-        """Ask the host for it; with nothing to read, nothing is asked."""
+        """Have the host read it; yields nothing if there is nothing to read."""
         if self.load is None:
             return NOTHING
         return (yield HostTask(self.load, loads=self.is_large))

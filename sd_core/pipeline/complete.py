@@ -129,7 +129,7 @@ def _drawn(seed: int | None) -> int:
 
 
 def _variation_seed(seed: int | None, strength: float) -> int | None:
-    """As `_drawn`, but nothing is drawn for a variation that nobody asks for."""
+    """As `_drawn`, but no number is drawn for a variation of strength 0."""
     return None if strength == 0 and seed in (None, -1) else _drawn(seed)
 
 
@@ -154,7 +154,7 @@ def unusable(checked: Checked) -> list[str]:
 
 def implied(checked: Checked) -> dict[str, Any]:
     """The checked values, with what a name says of other fields: `padding_mask_crop` means that only the masked part is
-    drawn (diffusers)."""
+    repainted (diffusers)."""
     written = checked.written
     if written.get("inpaint_padding") == "padding_mask_crop" and "inpaint_area" not in written:
         return {**checked.values, "inpaint_area": "masked"}
@@ -167,9 +167,9 @@ def with_image(
     """The request as image-to-image from this RGB image, and of its masked part if there is a mask; with warnings.
 
     Without `width` and `height` the image's own size decides, brought under `max_pixels` for all images together, at
-    the size of the hires pass if there is one. If only the masked part is drawn, the image stays as it was sent and the
-    request's own size is that of the part. Raises `InvalidRequest` if the image with its border, or its hires pass, is
-    too large.
+    the size of the hires pass if there is one. If only the masked part is repainted, the image stays as it was sent and
+    the request's own size is that of the part. Raises `InvalidRequest` if the image with its border, or its hires pass,
+    is too large.
     """
     pixels = np.array(image, dtype=np.uint8)
     levels, warnings = (None, []) if mask is None else _fitted(mask, image.size)
@@ -178,7 +178,7 @@ def with_image(
     if request.inpaint_area == "masked" and (mask is not None or request.outpaint is not None):
         sent = replace(request, image=pixels, mask=levels)
     else:
-        each = _drawn_pixels(request, max_pixels)
+        each = _first_pass_pixels(request, max_pixels)
         size = choose_size(image.size, width, height, each)
         # Latents are resized instead, from the nearest size that can be encoded.
         is_latent = request.resize_mode == "latent"
@@ -187,15 +187,15 @@ def with_image(
         levels = None if levels is None else resized(levels, own, mode)
         sent = replace(request, image=resized(pixels, own, mode), mask=levels, width=size[0], height=size[1])
     _check_grown(sent, image.size, max_pixels)
-    check_hires(sent.hires, sent.drawn_size, sent.num_images, max_pixels)
+    check_hires(sent.hires, sent.generated_size, sent.num_images, max_pixels)
     if sent.hires is not None and sent.is_masked and sent.inpaint_area == "masked":
-        larger = enlarged(*sent.drawn_size, sent.hires)
+        larger = enlarged(*sent.generated_size, sent.hires)
         if larger.size != larger.covering:
             raise InvalidRequest("hires: width and height of another aspect cannot be used with inpaint_area masked")
     return sent, warnings
 
 
-def _drawn_pixels(request: Request, max_pixels: int) -> int:
+def _first_pass_pixels(request: Request, max_pixels: int) -> int:
     """What a first pass may have of the pixels of a job, so that a scaled hires pass is within them too."""
     hires = request.hires
     scale = hires.scale if hires is not None and hires.width is None and hires.height is None else 1.0
@@ -216,7 +216,7 @@ def _keeps_all(mask: np.ndarray, *, inverted: bool) -> bool:
 
 
 def _check_grown(request: Request, own: tuple[int, int], max_pixels: int) -> None:
-    """Refuse what is too large to draw or, where a part is put back into the sent image, too large to answer."""
+    """Refuse what is too large to generate or, if a part is put back into the sent image, too large to answer."""
     border = request.outpaint or Outpaint()
     if request.is_masked and request.inpaint_area == "masked":
         width, height = own[0] + border.left + border.right, own[1] + border.top + border.bottom
@@ -227,7 +227,7 @@ def _check_grown(request: Request, own: tuple[int, int], max_pixels: int) -> Non
                 f"{pixels:,} pixels, over the limit of {MAX_ANSWERED:,}"
             )
     elif request.outpaint is not None:
-        width, height = request.drawn_size
+        width, height = request.generated_size
         pixels = width * height * request.num_images
         if max(width, height) > MAX_SIDE or pixels > max_pixels:
             raise InvalidRequest(

@@ -66,7 +66,7 @@ class HintImage:
 
 
 class Hints:
-    """The hints of a job for each of its runs, made once for all of its images. Used by the drawing thread alone."""
+    """The hints of a job for each of its runs, made once for all of its images. Used by the engine's thread only."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -104,7 +104,7 @@ def with_hints(request: R, images: Sequence[Image.Image | None]) -> tuple[R, lis
     The job's own image is there already, because it may decide the size.
     """
     units, warnings = [], []
-    width, height = request.drawn_size
+    width, height = request.generated_size
     for index, (unit, image) in enumerate(zip(request.controlnets, images, strict=True)):
         units.append(replace(unit, image=None if image is None else np.array(image, dtype=np.uint8)))
         if image is not None and abs(image.width * height / (image.height * width) - 1) > MAX_SKEW:
@@ -127,7 +127,7 @@ def scales_of(unit: ControlNet, guide: Guide) -> tuple[float, ...]:
 
 
 def hint_image(unit: ControlNet, image: np.ndarray | None, size: tuple[int, int], frame: Frame | None) -> HintImage:
-    """The hint of a unit at `size` (width, height); `image` and `frame` are what is drawn of the job's image."""
+    """The hint of a unit at `size` (width, height); `image` and `frame` are what is repainted of the job's image."""
     fitted = _fitted(unit, image, size, frame)
     if unit.preprocessor == "inpaint":
         assert frame is not None  # a job without a mask is refused

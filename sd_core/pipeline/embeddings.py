@@ -58,6 +58,6 @@ def _read(path: Path) -> Named:
     try:
         return load_embedding(path)
     except (ModelError, OSError) as error:
-        # A picture without an embedding is no broken one: it shows what another file's looks like.
+        # A picture without an embedding is not an error: it is an example image of another file's.
         names = () if path.suffix.lower() in PICTURES else (path.stem,)
         return Unusable(names, str(error).replace(str(path), path.name))

@@ -39,11 +39,11 @@ def second_start(
 ) -> Generator[Any, Any, Tensor]:
     """The clean latents (1, 4, h', w') that the second pass adds noise to, from those of the first (1, 4, h, w).
 
-    Latents are interpolated; or decoded, enlarged as pixels and encoded again, which draws the posterior's sample
-    from `noise`. A network may enlarge the pixels first.
+    Latents are interpolated; or decoded, enlarged as pixels and encoded again, with the posterior's sample
+    drawn from `noise`. A network may enlarge the pixels first.
     """
     assert request.hires is not None
-    size = enlarged(*request.drawn_size, request.hires)
+    size = enlarged(*request.generated_size, request.hires)
     mode = LATENT_MODES.get(request.hires.upscaler)
     if mode is not None:
         return _interpolated(latents, size, model.networks.vae.downscale, *mode)

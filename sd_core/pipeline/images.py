@@ -20,10 +20,10 @@ def to_pixels(image: np.ndarray, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Frame:
-    """What is drawn of a masked image, for what else is made of it on the host.
+    """What is repainted of a masked image, for whatever else the host makes of it.
 
-    `shown` uint8 (H, W, 3) and `mask` uint8 (H, W) have the drawn size. `box` (left, top, right, bottom) is the part of
-    the sent image, of size `sent` (width, height), that is drawn; None if all of it is.
+    `shown` uint8 (H, W, 3) and `mask` uint8 (H, W) have the generated size. `box` (left, top, right, bottom) is the
+    part of the sent image, of size `sent` (width, height), that is repainted; None if all of it is.
     """
 
     shown: np.ndarray
@@ -36,9 +36,9 @@ class Frame:
 class Source:
     """The image that image-to-image starts from: pixels (1, 3, h, w) in [-1, 1]; equal keys mean equal sources.
 
-    `mask` (1, 1, H, W) in [0, 1], of the drawn size, is 1 where the image is repainted, and `fill` what the latents
+    `mask` (1, 1, H, W) in [0, 1], of the generated size, is 1 where the image is repainted, and `fill` what the latents
     start from there. `kept` (1, 3, H, W) are the pixels that a UNet with channels for them is shown. `larger` is the
-    same at the size of a hires pass, if a mask holds that too. `frame` is what is drawn of a masked image.
+    same at the size of a hires pass, if a mask holds that too. `frame` is what is repainted of a masked image.
     """
 
     key: Hashable

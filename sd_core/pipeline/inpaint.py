@@ -1,7 +1,8 @@
-"""The part of a masked image that is drawn, and how it is put back: work for the host, without a network.
+"""The part of a masked image that is repainted, and how it is put back: work for the host, without a network.
 
-In order: the mask is inverted, image and mask grow by the border to paint, the mask is blurred, the masked box is cut
-out and brought to the drawn size, and the masked part is filled. Afterwards what was drawn is laid over the sent image.
+In order: the mask is inverted, image and mask grow by the border of `outpaint`, the mask is blurred, the masked box is
+cut out and resized to the generated size, and the masked part is filled. The generated image is then laid over the sent
+one.
 """
 
 from collections.abc import Hashable
@@ -22,13 +23,14 @@ from sd_core.request import Request
 
 @dataclass(frozen=True)
 class Canvas:
-    """What is drawn of a masked image.
+    """What is repainted of a masked image.
 
-    - `image` uint8 (h, w, 3): what is encoded; the drawn size, unless latents are resized.
-    - `shown` uint8 (H, W, 3): the image at the drawn size, its masked part not filled.
-    - `mask` uint8 (H, W): the blurred mask at the drawn size.
-    - `sent` uint8 (H', W', 3) and `opaque` uint8 (H', W'): the answer without what is drawn, and how much of that is
-      laid over it; `box` is where. `opaque` is the mask before it was blurred, so what is black in it stays exactly.
+    - `image` uint8 (h, w, 3): what is encoded; of the generated size, unless latents are resized.
+    - `shown` uint8 (H, W, 3): the image at the generated size, its masked part not filled.
+    - `mask` uint8 (H, W): the blurred mask at the generated size.
+    - `sent` uint8 (H', W', 3) and `opaque` uint8 (H', W'): the answer without the generated image, and how much of
+      that is laid over it; `box` is where. `opaque` is the mask before it was blurred, so pixels that are black in it
+      stay exactly as they are.
     """
 
     image: np.ndarray
@@ -58,11 +60,11 @@ class Canvas:
             return replace(self, image=shown, shown=shown, mask=mask)
         return Canvas(shown, shown, mask, shown, to.applied(self.opaque), (0, 0, *to.size))
 
-    def put_back(self, drawn: np.ndarray) -> np.ndarray:
-        """The answer, from what was drawn uint8 (H, W, 3)."""
+    def put_back(self, generated: np.ndarray) -> np.ndarray:
+        """The answer, from the generated image uint8 (H, W, 3)."""
         left, top, right, bottom = self.box
         place = slice(top, bottom), slice(left, right)
-        part = resized(drawn, (right - left, bottom - top), "crop")
+        part = resized(generated, (right - left, bottom - top), "crop")
         answer = self.sent.copy()
         answer[place] = masks.mixed(self.sent[place], part, self.opaque[place])
         return answer
@@ -70,9 +72,10 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Masked:
-    """The last pass' canvas, and what makes the source; None if its mask is black, so that there is nothing to draw.
+    """The last pass' canvas, and what makes the source; None if its mask is black, so that there is nothing to
+    repaint.
 
-    The source belongs to the drawing thread, which alone uses the device.
+    The source is made on the engine's thread, which alone uses the device.
     """
 
     canvas: Canvas
@@ -80,9 +83,9 @@ class Masked:
 
 
 def masked(request: Request, device: torch.device, *, shows_kept: bool) -> Masked:
-    """A request whose `is_masked` is true, prepared for drawing; arguments as of `Canvas.source`."""
+    """A request whose `is_masked` is true, prepared for generating; arguments as of `Canvas.source`."""
     canvas = canvas_of(request)
-    larger = None if request.hires is None else canvas.enlarged(enlarged(*request.drawn_size, request.hires))
+    larger = None if request.hires is None else canvas.enlarged(enlarged(*request.generated_size, request.hires))
     last = larger or canvas
     if not canvas.opaque.any():
         return Masked(last, None)
@@ -107,7 +110,7 @@ def canvas_of(request: Request) -> Canvas:
     if request.outpaint is not None:
         image, mask = masks.grown(image, mask, request.outpaint)
     soft = masks.blurred(mask, *request.mask_blurs)
-    size = request.drawn_size
+    size = request.generated_size
     if request.inpaint_area == "masked":
         return _part(request, image, mask, soft)
     encoded = masks.filled(image, soft) if request.inpaint_fill != "original" else image
@@ -116,8 +119,8 @@ def canvas_of(request: Request) -> Canvas:
 
 
 def _part(request: Request, image: np.ndarray, mask: np.ndarray, soft: np.ndarray) -> Canvas:
-    """The masked box of the image, brought to the drawn size."""
-    size = request.drawn_size
+    """The masked box of the image, resized to the generated size."""
+    size = request.generated_size
     # A blur may round a tiny mask to nothing, so the box is that of both.
     box = masks.masked_box(np.maximum(soft, mask), request.inpaint_padding, size[0] / size[1])
     box = box or (0, 0, image.shape[1], image.shape[0])

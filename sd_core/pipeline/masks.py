@@ -60,10 +60,10 @@ def _taps(sigma: int) -> list[int]:
     return [*half, TAPS_SUM - 2 * sum(half), *reversed(half)]
 
 
-def mixed(kept: np.ndarray, drawn: np.ndarray, opaque: np.ndarray) -> np.ndarray:
-    """`drawn` over `kept`, uint8 (H, W, 3); where `opaque` (H, W) is 0 or 255, exactly one of them."""
+def mixed(kept: np.ndarray, generated: np.ndarray, opaque: np.ndarray) -> np.ndarray:
+    """`generated` over `kept`, uint8 (H, W, 3); where `opaque` (H, W) is 0 or 255, exactly one of them."""
     weight = opaque.astype(np.uint16)[..., None]
-    return ((kept * (SHADES - weight) + drawn * weight + SHADES // 2) // SHADES).astype(np.uint8)
+    return ((kept * (SHADES - weight) + generated * weight + SHADES // 2) // SHADES).astype(np.uint8)
 
 
 def masked_box(mask: np.ndarray, padding: int, ratio: float) -> Box | None:

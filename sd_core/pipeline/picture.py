@@ -66,14 +66,14 @@ def picture(
     return HostTask(PendingImage(pixels).wait)
 
 
-def masked_picture(prepare: Callable[[], Masked], drawn: Callable[[Source], Picture]) -> Picture:
-    """Repaint the masked part of an image. `prepare` runs on the host, `drawn` is the picture of a source.
+def masked_picture(prepare: Callable[[], Masked], generate: Callable[[Source], Picture]) -> Picture:
+    """Repaint the masked part of an image. `prepare` runs on the host, `generate` makes the picture from its source.
 
-    The kept part comes back exactly; if the mask is black, that is the whole image, and nothing is drawn.
+    The kept part comes back exactly; if the mask is black, that is the whole image, and nothing is generated.
     """
     masked: Masked = yield HostTask(prepare)
     canvas = masked.canvas
     if masked.source is None:
         return HostTask(canvas.sent.copy)
-    last = yield from drawn(masked.source())
+    last = yield from generate(masked.source())
     return HostTask(lambda: canvas.put_back(last.run()))

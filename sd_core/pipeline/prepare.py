@@ -52,12 +52,12 @@ def prepare(
     warnings, labels = list(model.borrowed.values()), dict[str, str]()
     loading, hints = needs.loading(), Hints(request)
     prompts = cache(partial(_prompts, request, model, warnings, labels))
-    draws = []
+    makers = []
     for index, seed in enumerate(request.seeds):
         noises = [_noise(run, size, seed, seeding(request, index), model) for run, size in runs]
         watch = on_step and on_step(index)
-        draws.append(partial(picture, request, model, loading, prompts, noises, hints, on_step=watch))
-    return Prepared(_pictures(request, model, draws), warnings, labels)
+        makers.append(partial(picture, request, model, loading, prompts, noises, hints, on_step=watch))
+    return Prepared(_pictures(request, model, makers), warnings, labels)
 
 
 def _noise(run: Run, size: tuple[int, int], seed: int, meant: Seeding, model: StableDiffusion) -> CPUNoise:
@@ -112,13 +112,13 @@ def read_prompt(prompt: str, model: StableDiffusion) -> Prepared:
 
 
 def _pictures(
-    request: Request, model: StableDiffusion, draws: Sequence[Callable[[Source | None], Picture]]
+    request: Request, model: StableDiffusion, makers: Sequence[Callable[[Source | None], Picture]]
 ) -> list[Picture]:
-    """The pictures of a request; `draws` make them from the source that all of them start from."""
+    """The pictures of a request, one of each of `makers`, from the source that all of them start from."""
     if request.image is None:
-        return [draw(None) for draw in draws]
+        return [make(None) for make in makers]
     if not request.is_masked:
         source = Source.of(request.image, model.device)
-        return [draw(source) for draw in draws]
+        return [make(source) for make in makers]
     prepared = Once(partial(masked, request, model.device, shows_kept=model.takes_mask))
-    return [masked_picture(prepared, draw) for draw in draws]
+    return [masked_picture(prepared, make) for make in makers]

@@ -129,8 +129,8 @@ def sample(
 ) -> Generator[Any, Any, Tensor]:
     """Run the sampler from `latents` (1, 4, h, w), clean ones to add noise to; None: from pure noise.
 
-    Draws the initial noise first, unless it is given as `initial`, then what the sampler draws. Yields `UNetWork` and
-    returns latents.
+    Draws the initial noise first, unless it is given as `initial`, then the sampler's own numbers. Yields `UNetWork`
+    and returns latents.
     """
     solver = SOLVERS[run.sampler]
     sigmas = run.grid(model)

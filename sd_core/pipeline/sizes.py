@@ -79,7 +79,7 @@ def enlarged(width: int, height: int, hires: Hires) -> Enlargement:
 
 def sizes_of(request: Request) -> list[tuple[int, int]]:
     """Width and height of each run of a request: one, and that of the hires pass."""
-    size = request.drawn_size
+    size = request.generated_size
     return [size] if request.hires is None else [size, enlarged(*size, request.hires).size]
 
 

@@ -35,10 +35,10 @@ class Start:
     wrap: Wrap = unchanged
     channels: Tensor | None = None
 
-    def shown(self, drawing: Generator[Any, Any, Tensor]) -> Generator[Any, Any, Tensor]:
+    def shown(self, run: Generator[Any, Any, Tensor]) -> Generator[Any, Any, Tensor]:
         """The same run, whose every `UNetWork` has the channels too."""
         if self.channels is None:
-            return drawing
+            return run
         channels = self.channels
 
         def answer(asked: Any) -> Generator[Any, Any, Any]:
@@ -48,7 +48,7 @@ class Start:
                 asked = replace(asked, latents=torch.cat([asked.latents, more], dim=1))
             return (yield asked)
 
-        return answering(drawing, answer)
+        return answering(run, answer)
 
 
 def begin(

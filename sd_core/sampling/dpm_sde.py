@@ -104,7 +104,7 @@ def _multistep(
 
 
 def _correction(x0: Tensor, past: list[tuple[Tensor, float]], h: float, decay: float) -> Tensor:
-    """What the last clean latents say of the slope, and with two of them of the curvature, over a step."""
+    """The slope over a step by the last clean latents, and with two of them the curvature."""
     (newer, newer_h), *older = past
     slope = (x0 - newer) * (h / newer_h)
     if not older:

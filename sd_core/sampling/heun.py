@@ -37,7 +37,7 @@ def heunpp2(x: Tensor, sigmas: Sigmas, noise: NoiseSource, **churning: float) ->
         x0 = (yield Call(x, sigma, step)).x0
         slope = (x - x0) / sigma
         mean, ahead = slope, x0 + slope * sigma_next
-        # The last level is not looked at. The weight of each other is its sigma over the largest one times their count.
+        # The last level has no weight. The weight of each other is its sigma over the largest one times their count.
         looked_at = sigmas[step + 1 : step + 3] if step + 3 < len(sigmas) else sigmas[step + 1 : -1]
         for call, (there, beyond) in enumerate(zip(looked_at, sigmas[step + 2 :], strict=False), start=1):
             ahead_x0 = (yield Call(ahead, there, step, call)).x0

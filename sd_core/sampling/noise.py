@@ -1,4 +1,4 @@
-"""Noise that belongs to one picture."""
+"""Noise that belongs to one image."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ Interval = tuple[float, float]
 
 
 class NoiseSource(Protocol):
-    """One picture's normal noise of variance 1, float32; its shape is that of the latents, (1, 4, h, w).
+    """One image's normal noise of variance 1, float32; its shape is that of the latents, (1, 4, h, w).
 
-    A picture draws in this order: the posterior of the image that it starts from, the initial noise, the posterior of
-    its masked image, then what its sampler draws.
+    An image draws in this order: the posterior of the image that it starts from, the initial noise, the posterior of
+    its masked image, then its sampler's numbers.
     """
 
     def posterior(self, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -84,10 +84,10 @@ class PhiloxNumbers:
 
 @dataclass(frozen=True)
 class Seeding:
-    """What random numbers a picture's seed means.
+    """Which random numbers an image's seed stands for.
 
     `rng` is "cpu" or "nv". With a `variation_strength` above 0, the initial noise lies between that of the seed and
-    that of `variation_seed`. `sampler_delta` is added to the seed for what the sampler draws.
+    that of `variation_seed`. `sampler_delta` is added to the seed for the sampler's numbers.
     """
 
     rng: str = "cpu"

@@ -55,7 +55,7 @@ def v1_schedule(zero_terminal_snr: bool = False) -> NoiseSchedule:
 
 
 Sigmas = tuple[float, ...]
-"""The decreasing noise levels of one picture: one for each step, then the level at which it ends."""
+"""The decreasing noise levels of one image: one for each step, then the level at which it ends."""
 
 SigmasOf = Callable[[NoiseSchedule, int], Sigmas]
 """The noise levels for a number of steps with a model that was trained with the given noise."""

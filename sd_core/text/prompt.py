@@ -18,7 +18,7 @@ from sd_core.text.weights import Piece, parse_weights
 A1111, COMFY, PLAIN = "a1111", "comfy", "plain"
 
 MAX_WEIGHT = 1_000.0
-"""A larger weight leaves nothing of a picture; unbounded ones overflow."""
+"""A larger weight ruins an image; unbounded ones overflow."""
 
 MAX_PARTS = 16
 """Prompts that AND joins: each is a row of every forward."""

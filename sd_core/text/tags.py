@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's tags: `<lora:name:weight>` in a prompt names an adapter and is no part of the text.
+"""AUTOMATIC1111's tags: `<lora:name:weight>` in a prompt names an adapter and is not part of the text.
 
 Source: the behaviour of AUTOMATIC1111's web UI 1.10; `lbw` is that of the extension "LoRA Block Weight".
 """
@@ -12,7 +12,7 @@ from sd_core.errors import InvalidRequest
 
 MAX_WEIGHT = 4.0
 
-# Each tag, of whatever kind: others than of adapters are removed from the text too. Without "<" inside, the time is
+# Each tag of any kind: those that do not name adapters are removed from the text too. Without "<" inside, the time is
 # linear in the length of the text.
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
 _KINDS = ("lora", "lyco")
@@ -67,7 +67,7 @@ def has_tags(text: str) -> bool:
 
 
 def _tag(parts: Sequence[str], where: str) -> tuple[Tag, list[str]]:
-    """The tag, and the names of its options that mean nothing here."""
+    """The tag, and the names of its options that are not supported."""
     named = dict(_named(parts))
     positional = [part.strip() for part in parts if "=" not in part]
     if not positional or not positional[0]:

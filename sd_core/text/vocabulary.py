@@ -44,7 +44,7 @@ class Vocabulary:
 
     @property
     def nbytes(self) -> int:
-        """Nothing of weight: the embeddings belong to whoever read them."""
+        """0, because the embeddings belong to whoever read them."""
         return 0
 
     @classmethod

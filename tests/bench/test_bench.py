@@ -41,6 +41,7 @@ PROMISED = {
     "models": {"alternating_s", "sorted_s", "ratio", "together_ratio", "longest_step"},
     "prompts": {"short_s", "mixed_s", "ratio", "parse_s"},
     "samplers": {"seconds", "ratio", "waiting"},
+    "adapters": {"seconds", "one", "four", "peft", "difference", "mb"},
 }
 
 
@@ -81,6 +82,13 @@ def test_a_measurement_is_printed_as_json(name: str, cache: Path) -> None:
 @pytest.mark.parametrize("name", ["text", "vae", "step"])
 def test_both_sides_compute_the_same_in_half_precision(name: str, cache: Path) -> None:
     assert measure(name, cache, dtype="bf16")["difference"] < 0.2
+
+
+def test_adapters_measures_jobs_too(cache: Path) -> None:
+    printed = measure("adapters", cache, "--demo")
+    assert printed["seconds"].keys() == {"plain", "adapted", "one_by_one"}
+    assert printed["jobs"] > 0
+    assert printed["rate_over_one_by_one"] > 0
 
 
 def test_throughput_measures_every_side_and_plots_it(cache: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sd_core.errors import ModelError
 from sd_core.formats.check import meta_networks
 from sd_core.formats.keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from tests.support.adapter_files import kohya_name, targets
-from tests.support.controls import random_controlnet
+from tests.support.controls import control_lora, difference, prefixed, random_adapter_weights, random_controlnet
 from tests.support.ip_adapters import ADAPTERS, adapter_weights, encoder_weights
 from tests.support.random_weights import FULL, TINY, random_state_dict
 from tests.support.reference import reference_vae
@@ -84,6 +84,10 @@ def diffusers_vae() -> State:
     return reference_vae(random_state_dict(TINY, VAE_PREFIX), TINY.vae).state_dict()
 
 
+def unet_weights() -> State:
+    return {name.removeprefix(UNET_PREFIX): each for name, each in random_state_dict(TINY, UNET_PREFIX).items()}
+
+
 KINDS: dict[str, tuple[Callable[[], State], dict[str, str]]] = {
     "embedding": (
         lambda: {"emb_params": torch.zeros(3, 768)},
@@ -113,12 +117,30 @@ KINDS: dict[str, tuple[Callable[[], State], dict[str, str]]] = {
         },
     ),
     "ControlNet": (
-        random_controlnet,
-        {"kind": "a ControlNet: put it into controlnet/", "form": "whole weights"},
+        lambda: {**prefixed(random_controlnet()), "optimizer.step": torch.zeros(1)},
+        {
+            "kind": "a ControlNet: put it into controlnet/",
+            "base": "unknown (prompts of width 128)",
+            "form": "whole weights",
+            "architecture": "widths 32 64 64 96, 2 blocks a level, hints of 3 channels",
+            "ignored": "1",
+            "optimizer.step": "",
+        },
+    ),
+    "ControlNet that lacks a tensor": (
+        lambda: {name: each for name, each in random_controlnet().items() if name != "zero_convs.1.0.bias"},
+        {
+            "kind": "a ControlNet: put it into controlnet/",
+            "not usable": "tensors differ from the architecture's: 1 missing (zero_convs.1.0.bias)",
+        },
+    ),
+    "differences": (
+        lambda: difference(random_controlnet(), {}),
+        {"form": "differences from the checkpoint's UNet", "ignored": "none"},
     ),
     "control-LoRA": (
-        lambda: {"lora_controlnet": torch.zeros(1), "input_hint_block.0.weight": torch.zeros(16, 3, 3, 3)},
-        {"form": "a control-LoRA"},
+        lambda: control_lora(unet_weights(), rank=5)[0],
+        {"form": "a control-LoRA", "rank": "5", "ignored": "none"},
     ),
     "ControlNet for SDXL": (
         lambda: {
@@ -128,14 +150,22 @@ KINDS: dict[str, tuple[Callable[[], State], dict[str, str]]] = {
         {"base": "Stable Diffusion XL"},
     ),
     "T2I-Adapter": (
-        lambda: {"conv_in.weight": torch.zeros(320, 192, 3, 3), "body.0.block1.weight": torch.zeros(320, 320, 3, 3)},
-        {"kind": "a T2I-Adapter: put it into controlnet/", "form": "full, hints of 3 channels"},
+        random_adapter_weights,
+        {
+            "kind": "a T2I-Adapter: put it into controlnet/",
+            "form": "whole weights",
+            "architecture": "widths 32 64 64 96, 2 blocks a level, hints of 3 channels",
+            "ignored": "none",
+        },
     ),
     "IP-Adapter": (
-        lambda: adapter_weights(ADAPTERS["base"]),
+        lambda: {**adapter_weights(ADAPTERS["base"]), "odd": torch.zeros(1)},
         {
             "kind": "an IP-Adapter: put it into ip_adapters/",
-            "architecture": "base, images of width 48, 16 attentions",
+            "architecture": "base, images of width 48",
+            "modules": "16 attentions",
+            "ignored": "1",
+            "odd": "",
         },
     ),
     "IP-Adapter for SDXL": (
@@ -143,11 +173,15 @@ KINDS: dict[str, tuple[Callable[[], State], dict[str, str]]] = {
             "image_proj.proj.weight": torch.zeros(8192, 1280),
             "ip_adapter.1.to_k_ip.weight": torch.zeros(640, 2048),
         },
-        {"not usable": "an IP-Adapter for Stable Diffusion XL, not for v1.x"},
+        {"base": "Stable Diffusion XL", "not usable": "an IP-Adapter for Stable Diffusion XL, not for v1.x"},
     ),
     "image encoder": (
-        encoder_weights,
-        {"kind": "a CLIP image encoder: put it into clip_vision/"},
+        lambda: {**encoder_weights(), "text_model.final_layer_norm.weight": torch.zeros(64)},
+        {
+            "kind": "a CLIP image encoder: put it into clip_vision/",
+            "architecture": "3 layers of width 64, 32 pixels in patches of 8, embedding of width 48",
+            "ignored": "1",
+        },
     ),
     "SDXL": (
         lambda: {"conditioner.embedders.0.transformer.x.weight": torch.zeros(1, 1)},

@@ -207,10 +207,10 @@ def test_a_progress_bar_is_shown_only_on_a_terminal(source: Path, monkeypatch: p
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     assert main(["convert", str(source)]) == 0
-    drawn = terminal.getvalue()
-    assert drawn.startswith("\r")
-    assert drawn.endswith(" GB\n")
-    assert "#" * 40 in drawn
+    shown = terminal.getvalue()
+    assert shown.startswith("\r")
+    assert shown.endswith(" GB\n")
+    assert "#" * 40 in shown
 
 
 def inspected(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:

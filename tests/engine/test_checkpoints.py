@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from sd_core.errors import InvalidRequest
 from sd_core.formats.detect import NATIVE_SIZE_KEY
 from sd_core.formats.keys import UNET_PREFIX
-from sd_core.models.taesd import TAESD
+from sd_core.request import Progress
 from tests.support.engine import hold_forwards
 from tests.support.pictures import levels_apart
+from tests.support.tiny_autoencoder import random_taesd
 from tests.support.volume import NAMES, REQUEST, SECONDS, Alone, Start, is_of_vae, of, save_part
 
 
@@ -119,13 +119,20 @@ def test_a_job_waits_for_its_checkpoint_and_for_its_vae(start: Start, alone: Alo
 
 
 def test_a_vae_that_only_decodes_leaves_encoding_to_the_checkpoints_own(start: Start, own_volume: Path) -> None:
-    torch.manual_seed(0)
-    save_file(TAESD(has_encoder=False).state_dict(), own_volume / "vae" / "taesd.safetensors")
+    save_file(random_taesd(has_encoder=False).state_dict(), own_volume / "vae" / "taesd.safetensors")
     engine = start(own_volume)
     image = np.full((64, 64, 3), 100, np.uint8)
     result = engine.submit(replace(REQUEST, image=image, vae="taesd")).result(SECONDS)
     assert result.images[0].shape == (64, 64, 3)
     assert levels_apart(result.images[0], engine.submit(replace(REQUEST, image=image)).result(SECONDS).images[0]) > 1
+
+
+def test_previews_are_decoded_by_the_jobs_taesd(start: Start, own_volume: Path) -> None:
+    save_file(random_taesd(has_encoder=False).state_dict(), own_volume / "vae" / "taesd.safetensors")
+    engine, reported = start(own_volume), list[Progress]()
+    image = engine.submit(replace(REQUEST, vae="taesd"), reported.append).result(SECONDS).images[0]
+    assert levels_apart(reported[-1].preview(), image) <= 1, "after the last step, the preview is the image"
+    assert levels_apart(reported[0].preview(), image) > 1
 
 
 def test_a_checkpoint_without_text_encoder_and_vae_borrows_the_first_ones(

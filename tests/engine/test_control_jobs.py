@@ -121,8 +121,8 @@ def test_seamless_images(engine: Engine) -> None:
 
 
 def test_an_unknown_name(engine: Engine) -> None:
-    with pytest.raises(InvalidRequest, match=r"controlnets\[1\].model: 'shufle' is not here; did you mean 'shuffle'"):
-        engine.submit(controlled("one", "shufle"))
+    with pytest.raises(InvalidRequest, match=r"controlnets\[1\].model: 'shufffle' is not here; did you mean 'shuffle'"):
+        engine.submit(controlled("one", "shufffle"))
 
 
 @pytest.mark.parametrize(

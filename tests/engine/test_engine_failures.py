@@ -44,6 +44,7 @@ def test_a_memory_error_says_what_to_do_and_the_engine_goes_on(engine: Engine, m
     assert engine.submit(SMALL_REQUEST).result().images
 
 
+@pytest.mark.slow
 def test_if_one_image_at_a_time_fits_all_are_generated(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, sizes = UNet.forward, list[int]()
 

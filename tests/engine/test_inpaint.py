@@ -1,4 +1,4 @@
-"""Inpainting jobs among others: shared forwards, and nothing but networks on the drawing thread."""
+"""Inpainting jobs among others: shared forwards, and nothing but networks on the engine's thread."""
 
 import threading
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def alone(engine: Engine, request: Request) -> np.ndarray:
     return image
 
 
-def test_a_masked_job_shares_forwards_with_others_and_draws_what_it_draws_alone(
+def test_a_masked_job_shares_forwards_with_others_and_its_image_is_that_of_its_solo_run(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
@@ -53,7 +53,7 @@ def test_a_masked_job_shares_forwards_with_others_and_draws_what_it_draws_alone(
     assert max(sizes) == 3
 
 
-def test_masks_are_prepared_and_images_put_back_off_the_drawing_thread(
+def test_masks_are_prepared_and_images_put_back_off_the_engines_thread(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
@@ -79,13 +79,13 @@ def test_every_image_of_a_job_keeps_what_is_kept(engine: Engine) -> None:
 
 
 def test_a_black_mask_ends_a_job_without_a_forward(engine: Engine) -> None:
-    told: list[Progress] = []
-    result = engine.submit(replace(MASKED, mask=MASK * 0, num_images=2), told.append).result(SECONDS)
+    reported: list[Progress] = []
+    result = engine.submit(replace(MASKED, mask=MASK * 0, num_images=2), reported.append).result(SECONDS)
     assert all(np.array_equal(image, IMAGE) for image in result.images)
-    assert result.timings_ms["denoise"] == result.timings_ms["decode"] == 0 and not told
+    assert result.timings_ms["denoise"] == result.timings_ms["decode"] == 0 and not reported
 
 
-def test_an_answer_may_be_larger_than_what_is_drawn(engine: Engine) -> None:
+def test_an_answer_may_be_larger_than_what_is_generated(engine: Engine) -> None:
     image = np.random.default_rng(1).integers(0, 256, (301, 203, 3), dtype=np.uint8)
     mask = np.zeros((301, 203), np.uint8)
     mask[200:260, 10:50] = 255
@@ -95,12 +95,12 @@ def test_an_answer_may_be_larger_than_what_is_drawn(engine: Engine) -> None:
 
 
 def test_progress_and_borders_go_together(engine: Engine) -> None:
-    told: list[Progress] = []
+    reported: list[Progress] = []
     request = replace(MASKED, mask=None, outpaint=Outpaint(left=64), steps=3)
-    image = engine.submit(request, told.append).result(SECONDS).images[0]
+    image = engine.submit(request, reported.append).result(SECONDS).images[0]
     assert image.shape == (64, 128, 3)
-    assert [progress.percent for progress in told] == [33, 66, 100]
-    assert told[0].preview().shape == (8, 16, 3)
+    assert [progress.percent for progress in reported] == [33, 66, 100]
+    assert reported[0].preview().shape == (8, 16, 3)
 
 
 def test_a_failure_on_the_host_fails_its_own_job_alone(engine: Engine) -> None:

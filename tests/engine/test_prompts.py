@@ -42,7 +42,7 @@ def levels_apart(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
 
-def test_prompts_of_all_lengths_and_syntaxes_are_drawn_together_as_alone(engine: Engine) -> None:
+def test_images_of_all_prompt_lengths_and_syntaxes_are_the_same_together_as_alone(engine: Engine) -> None:
     together = [future.result() for future in [engine.submit(request) for request in REQUESTS]]
     for request, result in zip(REQUESTS, together, strict=True):
         for image, alone in zip(result.images, engine.submit(request).result().images, strict=True):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sd_core.errors import ModelError
 from sd_core.formats.check import Difference, compare, expected_shapes
-from sd_core.formats.detect import Architecture, detect, require_drawable
+from sd_core.formats.detect import Architecture, detect, require_supported
 from sd_core.models.clip import CLIPConfig
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
@@ -69,6 +69,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(architecture=architectures(), seed=st.integers(0, 99))
 def test_every_architecture_is_detected_from_its_shapes(architecture: Architecture, seed: int) -> None:
@@ -230,6 +231,7 @@ def test_tensors_that_determine_the_architecture_are_checked(
         detect(shapes, {})
 
 
+@pytest.mark.slow
 def test_a_missing_tensor_is_never_a_key_error(tiny: Architecture) -> None:
     """Whatever tensor is missing: the architecture is the same, or the difference is named."""
     whole = expected_shapes(tiny)
@@ -261,7 +263,7 @@ def test_a_vae_without_levels_is_named(tiny: Architecture) -> None:
 def test_only_unets_that_generate_inpaint_or_edit_are_supported(channels: int, message: str | None) -> None:
     architecture = Architecture(CLIPConfig(), UNetConfig(in_channels=channels), VAEConfig())
     if message is None:
-        require_drawable(architecture)
+        require_supported(architecture)
         return
     with pytest.raises(ModelError, match=message):
-        require_drawable(architecture)
+        require_supported(architecture)

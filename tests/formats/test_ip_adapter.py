@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sd_core.errors import ModelError
 from sd_core.formats.image_encoder import describe_image_encoder, load_image_encoder, named_encoder
-from sd_core.formats.ip_adapter import describe_ip_adapter, load_ip_adapter
+from sd_core.formats.ip_adapter import adapter_config, load_ip_adapter
 from sd_core.models.image_encoder import ImageEncoderConfig
 from sd_core.models.ip_adapter import IPAdapterConfig
 from tests.support.ip_adapters import ADAPTERS, ENCODER, adapter_weights, as_open_clip, encoder_weights, nested
@@ -134,7 +134,7 @@ def test_truncated_and_malicious_files(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_published_sizes_are_recognized(tmp_path: Path) -> None:
+def test_the_published_sizes_are_recognized() -> None:
     """By shapes alone: the defaults are those of the base adapter for v1.5 and of ViT-H/14."""
     width = ImageEncoderConfig()
     assert IPAdapterConfig().fits(width) and not IPAdapterConfig("plus").fits(width)
@@ -143,8 +143,8 @@ def test_the_published_sizes_are_recognized(tmp_path: Path) -> None:
     assert (named_encoder(1024, None), named_encoder(None, 1280)) == ("CLIP ViT-H/14", "CLIP ViT-H/14")
     assert named_encoder(1280, None) == "CLIP ViT-bigG/14"
     assert named_encoder(48, 64) == "a CLIP image encoder with an embedding of width 48 and hidden states of width 64"
-    save_file(adapter_weights(ADAPTERS["plus"]), tmp_path / "plus.safetensors")
-    assert describe_ip_adapter(tmp_path / "plus.safetensors") == ADAPTERS["plus"]
+    weights = adapter_weights(ADAPTERS["plus"])
+    assert adapter_config({name: tuple(each.shape) for name, each in weights.items()}) == ADAPTERS["plus"]
 
 
 def test_half_precision_and_other_tensors_beside(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from sd_core.errors import ModelError
 from sd_core.formats.check import expected_shapes
-from sd_core.formats.detect import Architecture, detect, require_drawable
+from sd_core.formats.detect import Architecture, detect, require_supported
 from sd_core.formats.prediction import EPSILON, V_PREDICTION, declare, declared
 
 KEYS = ("sd_core.prediction_type", "modelspec.prediction_type", "modelspec.predict_key")
@@ -91,7 +91,7 @@ def test_the_architecture_has_what_the_file_declares(tiny: Architecture) -> None
     shapes = expected_shapes(tiny)
     found = detect(shapes | {"v_pred": (0,), "ztsnr": (0,)}, {})
     assert (found.prediction_type, found.zero_terminal_snr) == ("v_prediction", True)
-    require_drawable(found)
+    require_supported(found)
     assert detect(shapes, {"modelspec.prediction_type": "epsilon"}) == tiny
     with pytest.raises(ModelError, match="'sample'"):
         detect(shapes, {"modelspec.prediction_type": "sample"})
@@ -100,4 +100,4 @@ def test_the_architecture_has_what_the_file_declares(tiny: Architecture) -> None
 def test_zero_terminal_snr_needs_v_prediction(tiny: Architecture) -> None:
     found = detect(expected_shapes(tiny) | {"ztsnr": (0,)}, {})
     with pytest.raises(ModelError, match=r"zero terminal SNR .* --prediction-type v_prediction"):
-        require_drawable(found)
+        require_supported(found)

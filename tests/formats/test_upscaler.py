@@ -1,4 +1,4 @@
-"""ESRGAN-type files: every layout gives the same network, and what is none is refused by its name."""
+"""ESRGAN-type files: every layout gives the same network, and any other file is refused by its name."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_the_number_of_doublings_is_read_from_the_names(tmp_path: Path, doubling
 @torch.inference_mode()
 @pytest.mark.parametrize(("shuffle", "scale"), [(2, 2), (4, 1)])
 def test_pixels_that_become_channels_first(tmp_path: Path, shuffle: int, scale: int) -> None:
-    """Real-ESRGAN's x2 and x1: sides that are no multiple of the shuffled blocks come back whole."""
+    """Real-ESRGAN's x2 and x1: sides that are not a multiple of the shuffled blocks come back whole."""
     config = RRDBNetConfig(features=8, growth=4, blocks=1, shuffle=shuffle)
     write_upscaler(tmp_path / "file.pth", config, wrapper="params_ema")
     network = load_upscaler(tmp_path / "file.pth", CPU)

@@ -1,8 +1,7 @@
 """instruct-pix2pix beside diffusers' pipeline, on the same random weights and noise, float32 on the CPU."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,82 +9,45 @@ import pytest
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from PIL import Image
-from safetensors.torch import load_file
 
-from sd_core.engine.engine import Engine
 from sd_core.errors import InvalidRequest
 from sd_core.nested import Hires
 from sd_core.pipeline import guidance, start
-from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
-from sd_core.sampling.registry import SOLVERS
-from sd_core.sampling.schedule import v1_schedule
+from tests.support import sides
 from tests.support.pictures import levels_apart, psnr
-from tests.support.random_weights import TINY, write_checkpoint
-from tests.support.reference import reference_pipeline
-from tests.support.reference_schedulers import as_reference, reference_scheduler
-from tests.support.tokenizer_files import write_tokenizer
+from tests.support.random_weights import TINY
+from tests.support.sides import IMAGE, Side, pure_noise, side_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
 
 MIN_PSNR = 65.0
 EDITING = replace(TINY, unet=replace(TINY.unet, in_channels=8))
-IMAGE = np.random.default_rng(0).integers(0, 256, (72, 64, 3), dtype=np.uint8)
-REQUEST = Request(
-    "make it a cat",
-    negative_prompt="blurred",
-    seed=3,
-    width=64,
-    height=72,
-    steps=5,
-    sampler="euler",
-    schedule="default",
-    image=IMAGE,
-)
+REQUEST = replace(sides.REQUEST, prompt="make it a cat")
 
 
-@dataclass(frozen=True)
-class Side:
-    """One checkpoint in our engine, and its weights in diffusers' pipeline."""
-
-    engine: Engine
-    directory: Path
-
-    def ours(self, request: Request) -> np.ndarray:
-        (image,) = self.engine.submit(request).result().images
-        return image
-
-    def theirs(self, request: Request) -> np.ndarray:
-        weights = load_file(self.directory / "random.safetensors")
-        scheduler = reference_scheduler(request.sampler, request.schedule, request.steps)
-        pipe = reference_pipeline(weights, EDITING, self.directory, scheduler, StableDiffusionInstructPix2PixPipeline)
-        generator = torch.Generator().manual_seed(request.seed)
-        solver, noise = SOLVERS[request.sampler], torch.randn(1, 4, 9, 8, generator=generator)
-        sigma = solver.grid(request.schedule, v1_schedule(), request.steps)[0]
-        first = as_reference(request.sampler, solver.noised(None, noise, sigma), sigma) / scheduler.init_noise_sigma
-        with torch.inference_mode():
-            (image,) = pipe(
-                prompt=request.prompt,
-                negative_prompt=request.negative_prompt,
-                image=Image.fromarray(request.image),
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance_scale,
-                image_guidance_scale=request.image_scale,
-                latents=first,
-                generator=generator,
-            ).images
-        return np.asarray(image)
+def by_diffusers(side: Side, request: Request) -> np.ndarray:
+    pipe = side.pipeline(StableDiffusionInstructPix2PixPipeline, request)
+    generator = torch.Generator().manual_seed(request.seed)
+    first = pure_noise(request, pipe.scheduler, generator)
+    with torch.inference_mode():
+        (image,) = pipe(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            image=Image.fromarray(request.image),
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            image_guidance_scale=request.image_scale,
+            latents=first,
+            generator=generator,
+        ).images
+    return np.asarray(image)
 
 
 @pytest.fixture(scope="module")
 def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    directory = tmp_path_factory.mktemp("editing")
-    path = directory / "random.safetensors"
-    write_checkpoint(path, EDITING, torch.float32)
-    write_tokenizer(directory, [])
-    engine = Engine([StableDiffusion.load(path, directory, "cpu", "fp32")], max_batch=4)
-    yield Side(engine, directory)
-    engine.close()
+    with side_of(tmp_path_factory.mktemp("editing"), EDITING) as side:
+        yield side
 
 
 @pytest.mark.parametrize(
@@ -106,7 +68,7 @@ def test_edits_are_diffusers(side: Side, changes: dict[str, Any]) -> None:
     request = replace(REQUEST, **changes)
     ours = side.ours(request)
     assert ours.std() > 8, "a flat image would hide mistakes"
-    assert psnr(ours, side.theirs(replace(request, scale=request.guidance_scale))) >= MIN_PSNR
+    assert psnr(ours, by_diffusers(side, replace(request, scale=request.guidance_scale))) >= MIN_PSNR
 
 
 def scaled(channels: Any) -> Any:
@@ -127,7 +89,7 @@ def swapped(channels: Any) -> Any:
 @pytest.mark.parametrize("mistake", [scaled, swapped])
 def test_the_weights_show_mistakes_in_the_channels(side: Side, monkeypatch: pytest.MonkeyPatch, mistake: Any) -> None:
     monkeypatch.setattr(start, "edited_channels", mistake(start.edited_channels))
-    assert psnr(side.ours(REQUEST), side.theirs(REQUEST)) < MIN_PSNR
+    assert psnr(side.ours(REQUEST), by_diffusers(side, REQUEST)) < MIN_PSNR
 
 
 def test_edits_of_several_kinds_share_a_batch(side: Side) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from math import exp, log
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sd_core.engine.engine import Engine
 from sd_core.pipeline import inpaint, start
-from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 from sd_core.sampling.registry import SOLVERS
 from sd_core.sampling.schedule import v1_schedule
-from tests.support.random_weights import TINY, write_checkpoint
-from tests.support.reference import reference_pipeline
-from tests.support.reference_schedulers import as_reference, reference_scheduler
-from tests.support.tokenizer_files import write_tokenizer
+from tests.support import sides
+from tests.support.random_weights import TINY
+from tests.support.sides import IMAGE, Side, pure_noise, side_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
 
@@ -39,57 +34,21 @@ SCALE_FACTOR = 0.18215
 PLAIN = TINY
 INPAINTING = replace(TINY, unet=replace(TINY.unet, in_channels=9))
 
-IMAGE = np.random.default_rng(0).integers(0, 256, (72, 64, 3), dtype=np.uint8)
 MASK = np.zeros((72, 64), np.uint8)
 MASK[13:59, 10:50] = 255  # not on the grid of the latents
-REQUEST = Request(
-    "a cat",
-    negative_prompt="blurred",
-    seed=3,
-    width=64,
-    height=72,
-    steps=5,
-    sampler="euler",
-    schedule="default",
-    image=IMAGE,
-    mask=MASK,
-    strength=0.65,
-    mask_blur=0,
-)
-
-
-class Side:
-    """One checkpoint in our engine, and its weights in a diffusers pipeline."""
-
-    def __init__(self, directory: Path, architecture: Any) -> None:
-        path = directory / "random.safetensors"
-        write_checkpoint(path, architecture, torch.float32)
-        write_tokenizer(directory, [])
-        self.engine = Engine([StableDiffusion.load(path, directory, "cpu", "fp32")], max_batch=4)
-        weights = load_file(path)
-
-        def pipeline(scheduler: Any) -> Any:
-            return reference_pipeline(weights, architecture, directory, scheduler, StableDiffusionInpaintPipeline)
-
-        self.pipeline: Callable[[Any], Any] = pipeline
-
-    def ours(self, request: Request) -> np.ndarray:
-        (image,) = self.engine.submit(request).result().images
-        return image
+REQUEST = replace(sides.REQUEST, mask=MASK, strength=0.65, mask_blur=0)
 
 
 @pytest.fixture(scope="module")
 def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    side = Side(tmp_path_factory.mktemp("inpainting"), INPAINTING)
-    yield side
-    side.engine.close()
+    with side_of(tmp_path_factory.mktemp("inpainting"), INPAINTING) as side:
+        yield side
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    side = Side(tmp_path_factory.mktemp("plain"), PLAIN)
-    yield side
-    side.engine.close()
+    with side_of(tmp_path_factory.mktemp("plain"), PLAIN) as side:
+        yield side
 
 
 def psnr(ours: np.ndarray, theirs: np.ndarray, *, everywhere: bool = False) -> float:
@@ -101,7 +60,7 @@ def psnr(ours: np.ndarray, theirs: np.ndarray, *, everywhere: bool = False) -> f
 
 
 def by_diffusers(side: Side, request: Request) -> np.ndarray:
-    pipe = side.pipeline(reference_scheduler(request.sampler, request.schedule, request.steps))
+    pipe = side.pipeline(StableDiffusionInpaintPipeline, request)
     with torch.inference_mode():
         (image,) = pipe(
             prompt=request.prompt,
@@ -134,12 +93,9 @@ def test_nine_channels_beside_diffusers(inpainting: Side, sampler: str, schedule
 def test_nine_channels_without_an_image_beside_diffusers(inpainting: Side, sampler: str, schedule: str) -> None:
     """Text-to-image is inpainting of nothing: the mask is white, what is kept is gray, the run starts from noise."""
     request = replace(REQUEST, sampler=sampler, schedule=schedule, image=None, mask=None, strength=1.0)
-    pipe = inpainting.pipeline(reference_scheduler(sampler, schedule, request.steps))
+    pipe = inpainting.pipeline(StableDiffusionInpaintPipeline, request)
     generator = torch.Generator().manual_seed(request.seed)
-    noise = torch.randn(1, 4, 9, 8, generator=generator)
-    solver = SOLVERS[sampler]
-    sigma = solver.grid(schedule, v1_schedule(), request.steps)[0]
-    first = as_reference(sampler, solver.noised(None, noise, sigma), sigma) / pipe.scheduler.init_noise_sigma
+    first = pure_noise(request, pipe.scheduler, generator)
     with torch.inference_mode():
         (image,) = pipe(
             prompt=request.prompt,
@@ -193,7 +149,7 @@ def test_the_weights_show_mistakes_in_the_channels(
 
 def by_comfyui(side: Side, request: Request) -> np.ndarray:
     """ComfyUI's order of events for a latent with a noise mask; `sample_euler` or `sample_dpmpp_2m` of k-diffusion."""
-    pipe, canvas = side.pipeline(None), inpaint.canvas_of(request)
+    pipe, canvas = side.pipeline(StableDiffusionInpaintPipeline, request), inpaint.canvas_of(request)
     generator = torch.Generator().manual_seed(request.seed)
     pixels = torch.from_numpy(canvas.image).permute(2, 0, 1)[None].float() / 127.5 - 1
     posterior = pipe.vae.encode(pixels).latent_dist

@@ -40,7 +40,12 @@ pytestmark = [
 
 SEED = 5
 SHAPE = (1, 4, 5, 7)
-DRAWING = (DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, TCDScheduler)  # they draw noise at each step
+STOCHASTIC = (
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)  # draw noise at each step
 REFERENCES = {**K_DIFFUSION, **WRITTEN_OUT, **WITH_UNCOND}
 EVERY_SAMPLER = [(name, schedule) for name, solver in SOLVERS.items() for schedule in solver.schedules]
 OF_DIFFUSERS = [(name, schedule) for name, schedule in EVERY_SAMPLER if name in DIFFUSERS]
@@ -69,7 +74,7 @@ def theirs(scheduler: Any, skipped: int, x: Tensor, generator: torch.Generator) 
     """The model's inputs in diffusers, without the first `skipped` calls, and the final latents."""
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped)
-    extra = {"generator": generator} if isinstance(scheduler, DRAWING) else {}
+    extra = {"generator": generator} if isinstance(scheduler, STOCHASTIC) else {}
     seen = []
     for timestep in scheduler.timesteps[skipped:]:
         shown = scheduler.scale_model_input(x, timestep)

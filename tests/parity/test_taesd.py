@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sd_core.formats.vae import read_vae
 from sd_core.models.vae import Autoencoder
+from tests.support.tiny_autoencoder import random_taesd
 
 CPU = torch.device("cpu")
 WIDTH = 16
@@ -17,13 +18,8 @@ WIDTH = 16
 
 @pytest.fixture(scope="module")
 def theirs() -> AutoencoderTiny:
-    """Convolutions that keep the size of what they receive, and blocks that add half as much."""
-    generator = torch.Generator().manual_seed(0)
     taesd = AutoencoderTiny(encoder_block_out_channels=(WIDTH,) * 4, decoder_block_out_channels=(WIDTH,) * 4).eval()
-    for name, weight in taesd.named_parameters():
-        fan_in = weight[0].numel()
-        gain = 0.02 * fan_in if name.endswith(".bias") else (0.5 if name.endswith(".conv.4.weight") else 2.0)
-        weight.data = torch.randn(weight.shape, generator=generator) * (gain / fan_in) ** 0.5
+    taesd.load_state_dict(random_taesd(WIDTH).state_dict())
     return taesd.requires_grad_(False)
 
 

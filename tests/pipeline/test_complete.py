@@ -76,7 +76,7 @@ def test_a_mask_has_the_images_size() -> None:
     assert request.mask is not None and not warnings
     assert (request.mask.shape, request.mask.dtype) == ((128, 192), np.uint8)
     assert (request.mask[:, :95] == 255).all() and not request.mask[:, 97:].any()
-    assert request.is_masked and request.drawn_size == (192, 128)
+    assert request.is_masked and request.generated_size == (192, 128)
 
 
 def test_a_mask_of_another_size_is_resized_and_that_is_said() -> None:
@@ -94,7 +94,7 @@ def test_a_mask_that_keeps_everything_is_said(mask: Image.Image, invert: bool) -
     assert with_mask(mask, mask_invert=invert, outpaint={"left": 8})[1] == []
 
 
-def test_a_part_is_drawn_of_the_image_as_it_was_sent() -> None:
+def test_a_part_is_cut_from_the_image_as_it_was_sent() -> None:
     request, _ = with_mask(halves(96, 64), inpaint_area="masked")
     assert request.image is not None and request.mask is not None
     assert (request.width, request.height) == (64, 64), "the model's native size"
@@ -119,7 +119,7 @@ def test_a_part_is_put_back_into_a_bounded_number_of_pixels() -> None:
 def test_a_border_comes_on_top_of_the_size() -> None:
     request, _ = with_mask(None, outpaint={"left": 32, "bottom": 8})
     assert (request.width, request.height) == (96, 64)
-    assert request.drawn_size == (128, 72) and request.is_masked
+    assert request.generated_size == (128, 72) and request.is_masked
 
 
 @pytest.mark.parametrize(

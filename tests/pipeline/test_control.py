@@ -120,7 +120,7 @@ class TestHintImages:
         assert own.key != hint_image(ControlNet(model="a", preprocessor="invert"), image, (64, 64), None).key
 
     def test_a_masked_image(self) -> None:
-        """Its own image is what is drawn of it; another one is laid over the sent image and cut out alike."""
+        """Its own image is what is repainted of it; another one is laid over the sent image and cut out alike."""
         shown, mask = hint_picture(64, 64, 1), np.zeros((64, 64), np.uint8)
         mask[:32] = 255
         frame = Frame(shown, mask, (128, 100), (64, 0, 128, 64))

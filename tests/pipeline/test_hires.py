@@ -59,14 +59,14 @@ def test_with_lanczos_it_is_three_jobs_byte_for_byte(engine: Engine) -> None:
     request = asking(scale=1.5, prompt="a dog", steps=4, sampler="ddim", schedule="default", cfg=3.0)
     first = image_of(engine, REQUEST)
     larger = np.array(Image.fromarray(first).resize((96, 96), Image.Resampling.LANCZOS))
-    redrawn = replace(
+    repeated = replace(
         REQUEST, prompt="a dog", image=larger, width=96, height=96, steps=4, strength=0.6, strength_steps="exact",
         sampler="ddim", scale=3.0,
     )  # fmt: skip
     image = image_of(engine, request)
     assert image.shape == (96, 96, 3)
-    assert np.array_equal(image, image_of(engine, redrawn))
-    assert not np.array_equal(image, image_of(engine, replace(redrawn, strength_steps="scaled")))
+    assert np.array_equal(image, image_of(engine, repeated))
+    assert not np.array_equal(image, image_of(engine, replace(repeated, strength_steps="scaled")))
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_the_second_pass_has_the_jobs_noise_and_the_options_of_its_own_sampler(
         REQUEST, eta=0.5, rng="nv", variation_seed=8, variation_strength=0.3, eta_noise_seed_delta=31337, clip_skip=2
     )
     larger = np.array(Image.fromarray(image_of(engine, job)).resize((96, 96), Image.Resampling.LANCZOS))
-    redrawn = replace(
+    repeated = replace(
         job, image=larger, width=96, height=96, strength=0.6, strength_steps="exact", sampler=sampler,
         eta=0.5 if has_eta else None,
     )  # fmt: skip
     hires = Hires(scale=1.5, strength=0.6, sampler=sampler, schedule="default")
-    assert np.array_equal(image_of(engine, replace(job, hires=hires)), image_of(engine, redrawn))
+    assert np.array_equal(image_of(engine, replace(job, hires=hires)), image_of(engine, repeated))
 
 
 def test_the_second_pass_reads_edits_as_a_pass_of_its_own(engine: Engine) -> None:
@@ -186,10 +186,10 @@ def test_an_upscaler_from_a_file_is_followed_by_lanczos(
     larger = upscaled_by(upscalers / "4x-Sharp.pth", first)
     assert larger.shape == (256, 256, 3)
     resized = np.array(Image.fromarray(larger).resize((128, 128), Image.Resampling.LANCZOS))
-    redrawn = replace(REQUEST, image=resized, width=128, height=128, strength=0.6, strength_steps="exact")
+    repeated = replace(REQUEST, image=resized, width=128, height=128, strength=0.6, strength_steps="exact")
     for name in ("4x-Sharp", "4x-sharp.pth"):
-        assert np.array_equal(image_of(engine, asking(upscaler=name)), image_of(engine, redrawn))
-    assert not np.array_equal(image_of(engine, asking()), image_of(engine, redrawn))
+        assert np.array_equal(image_of(engine, asking(upscaler=name)), image_of(engine, repeated))
+    assert not np.array_equal(image_of(engine, asking()), image_of(engine, repeated))
 
 
 @torch.inference_mode()
@@ -215,11 +215,11 @@ def test_a_file_that_cannot_be_loaded_fails_its_job_alone(engine: Engine) -> Non
 
 
 def test_progress_counts_both_passes(engine: Engine) -> None:
-    told: list[Progress] = []
-    engine.submit(asking(steps=2, sampler="heun", schedule="default"), told.append).result()
-    assert [(progress.step, progress.steps) for progress in told] == [(step, 5) for step in range(1, 6)]
-    assert [progress.percent for progress in told] == [16, 33, 50, 83, 100]  # 3 calls, then 2 + 1
-    assert told[-1].preview().shape == (16, 16, 3)
+    reported: list[Progress] = []
+    engine.submit(asking(steps=2, sampler="heun", schedule="default"), reported.append).result()
+    assert [(progress.step, progress.steps) for progress in reported] == [(step, 5) for step in range(1, 6)]
+    assert [progress.percent for progress in reported] == [16, 33, 50, 83, 100]  # 3 calls, then 2 + 1
+    assert reported[-1].preview().shape == (16, 16, 3)
 
 
 def test_passes_of_several_jobs_share_the_forwards_of_their_sizes(
@@ -240,9 +240,9 @@ def test_image_to_image_may_be_followed_by_a_second_pass(engine: Engine) -> None
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     first = replace(REQUEST, image=image, strength=0.5)
     larger = np.array(Image.fromarray(image_of(engine, first)).resize((128, 128), Image.Resampling.LANCZOS))
-    redrawn = replace(REQUEST, image=larger, width=128, height=128, strength=0.6, strength_steps="exact")
+    repeated = replace(REQUEST, image=larger, width=128, height=128, strength=0.6, strength_steps="exact")
     request = replace(first, hires=Hires(strength=0.6))
-    assert np.array_equal(image_of(engine, request), image_of(engine, redrawn))
+    assert np.array_equal(image_of(engine, request), image_of(engine, repeated))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, 0.03, 1e-9, 5e-324])

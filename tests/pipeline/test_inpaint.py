@@ -1,4 +1,4 @@
-"""A masked image: what is drawn of it, what its coroutine asks for, and what comes back."""
+"""A masked image: what is repainted of it, what its coroutine asks for, and what comes back."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,21 +25,21 @@ MASK[16:40, 32:64] = 255
 REQUEST = Request(
     "p", seed=11, width=96, height=64, steps=2, sampler="euler", schedule="default", image=IMAGE, mask=MASK
 )
-DRAWN = np.full((64, 96, 3), 7, np.uint8)
+GENERATED = np.full((64, 96, 3), 7, np.uint8)
 
 
-def test_a_whole_image_is_drawn_with_a_soft_mask_and_put_back_with_the_sent_one() -> None:
+def test_a_whole_image_is_repainted_with_a_soft_mask_and_put_back_with_the_sent_one() -> None:
     canvas = canvas_of(REQUEST)
     assert np.array_equal(canvas.image, IMAGE) and np.array_equal(canvas.shown, IMAGE)
     assert np.array_equal(canvas.mask, blurred(MASK, 4, 4)) and canvas.mask[15, 40] > 0
-    answer = canvas.put_back(DRAWN)
+    answer = canvas.put_back(GENERATED)
     assert (answer[MASK > 0] == 7).all()
     assert np.array_equal(answer[MASK == 0], IMAGE[MASK == 0])
 
 
 def test_gray_levels_of_a_mask_mix() -> None:
     soft = np.full_like(MASK, 51)
-    answer = canvas_of(replace(REQUEST, mask=soft, mask_blur=0)).put_back(DRAWN)
+    answer = canvas_of(replace(REQUEST, mask=soft, mask_blur=0)).put_back(GENERATED)
     assert np.abs(answer - (IMAGE * 0.8 + 7 * 0.2)).max() <= 0.5
 
 
@@ -50,7 +50,7 @@ def test_each_direction_has_its_blur() -> None:
 
 
 def test_an_inverted_mask_repaints_the_rest() -> None:
-    answer = canvas_of(replace(REQUEST, mask_invert=True)).put_back(DRAWN)
+    answer = canvas_of(replace(REQUEST, mask_invert=True)).put_back(GENERATED)
     assert (answer[MASK == 0] == 7).all()
     assert np.array_equal(answer[MASK > 0], IMAGE[MASK > 0])
 
@@ -66,7 +66,7 @@ def test_the_masked_part_is_filled_before_it_is_encoded(fill: str) -> None:
 PART = replace(REQUEST, inpaint_area="masked", width=64, height=64, inpaint_padding=8, mask_blur=0)
 
 
-def test_only_the_masked_box_is_drawn_and_put_back_into_the_sent_image() -> None:
+def test_only_the_masked_box_is_repainted_and_put_back_into_the_sent_image() -> None:
     canvas = canvas_of(PART)
     assert canvas.box == (24, 4, 72, 52)
     assert np.array_equal(canvas.image, resized(IMAGE[4:52, 24:72], (64, 64)))
@@ -77,10 +77,10 @@ def test_only_the_masked_box_is_drawn_and_put_back_into_the_sent_image() -> None
     assert np.array_equal(answer[MASK == 0], IMAGE[MASK == 0])
 
 
-def test_what_was_drawn_lands_where_it_was_cut_out() -> None:
+def test_the_generated_part_lands_where_it_was_cut_out() -> None:
     canvas = canvas_of(replace(PART, mask=np.full_like(MASK, 255), width=128, height=128))
     assert canvas.box == (0, 0, 96, 64)
-    # The box cannot be square, so the drawn square has a border that is cut off again.
+    # The box cannot be square, so the generated square has a border that is cut off again.
     assert canvas.shown.shape == (128, 128, 3)
     x, y = np.meshgrid(np.linspace(0, 255, 96), np.linspace(0, 255, 64))
     smooth = np.dstack([x, y, 255 - y]).round().astype(np.uint8)
@@ -90,7 +90,7 @@ def test_what_was_drawn_lands_where_it_was_cut_out() -> None:
 
 def test_a_border_is_painted_and_the_old_part_kept() -> None:
     request = replace(REQUEST, mask=None, outpaint=Outpaint(left=16, top=8))
-    assert request.drawn_size == (112, 72)
+    assert request.generated_size == (112, 72)
     canvas = canvas_of(request)
     assert canvas.image.shape == (72, 112, 3) and (canvas.opaque[:8] == 255).all()
     answer = canvas.put_back(np.full((72, 112, 3), 7, np.uint8))
@@ -107,7 +107,7 @@ def test_a_border_comes_with_a_mask_whose_inversion_is_its_own() -> None:
 
 def test_a_border_of_a_part_keeps_the_sent_size() -> None:
     request = replace(PART, image=IMAGE[:63, :95], mask=None, outpaint=Outpaint(right=8))
-    assert request.drawn_size == (64, 64)
+    assert request.generated_size == (64, 64)
     answer = canvas_of(request).put_back(np.full((64, 64, 3), 7, np.uint8))
     assert answer.shape == (63, 103, 3)
     assert np.array_equal(answer[:, :95], IMAGE[:63, :95]) and (answer[:, 95:] == 7).all()
@@ -162,7 +162,7 @@ def test_all_images_of_a_job_share_one_canvas(tiny_model: StableDiffusion) -> No
 
 
 @pytest.mark.parametrize("change", [{}, {"mask_invert": True, "mask": MASK * 0 + 255}, {"inpaint_area": "masked"}])
-def test_a_black_mask_answers_the_sent_image_and_draws_nothing(
+def test_a_black_mask_answers_the_sent_image_and_generates_nothing(
     tiny_model: StableDiffusion, change: dict[str, Any]
 ) -> None:
     works, image = generate(tiny_model, replace(REQUEST, **{"mask": MASK * 0, **change}))
@@ -222,5 +222,5 @@ def test_a_mask_goes_with_resized_latents(tiny_model: StableDiffusion) -> None:
     assert np.array_equal(image[large == 0], resized(IMAGE, (192, 128))[large == 0])
 
 
-def test_the_masked_request_needs_no_device_if_nothing_is_drawn() -> None:
+def test_the_masked_request_needs_no_device_if_nothing_is_repainted() -> None:
     assert masked(replace(REQUEST, mask=MASK * 0), CPU, shows_kept=True).source is None

@@ -80,23 +80,23 @@ def test_a_black_mask_has_no_box() -> None:
     st.tuples(st.integers(8, 256), st.integers(8, 256)),
 )
 def test_the_box_holds_the_whole_mask(
-    at: tuple[int, int], size: tuple[int, int], padding: int, drawn: tuple[int, int]
+    at: tuple[int, int], size: tuple[int, int], padding: int, target: tuple[int, int]
 ) -> None:
     mask = spot(*at, *size)
-    box = masked_box(mask, padding, drawn[0] / drawn[1])
+    box = masked_box(mask, padding, target[0] / target[1])
     assert box is not None
     left, top, right, bottom = box
     assert 0 <= left < right <= 100 and 0 <= top < bottom <= 60
     assert mask[top:bottom, left:right].sum() == mask.sum()
     if right - left < 100 and bottom - top < 60:
-        assert abs((right - left) - (bottom - top) * drawn[0] / drawn[1]) <= max(1, drawn[0] / drawn[1])
+        assert abs((right - left) - (bottom - top) * target[0] / target[1]) <= max(1, target[0] / target[1])
 
 
 def test_mixing_is_exact_at_both_ends_and_rounded_between() -> None:
     kept = np.full((1, 256, 3), 200, np.uint8)
-    drawn = np.full((1, 256, 3), 101, np.uint8)
+    generated = np.full((1, 256, 3), 101, np.uint8)
     weights = np.arange(256, dtype=np.uint8)[None]
-    result = mixed(kept, drawn, weights)
+    result = mixed(kept, generated, weights)
     assert result.dtype == np.uint8
     assert (result[0, 0] == 200).all() and (result[0, 255] == 101).all()
     expected = np.rint((200.0 * (255 - np.arange(256)) + 101.0 * np.arange(256)) / 255)

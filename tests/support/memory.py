@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from sd_core.adapters.apply import Adapter, Strength, applied_to_unet
 from sd_core.engine.kinds import kinds_of
 from sd_core.engine.kinds.hint import HintKind
 from sd_core.engine.kinds.image_prompt import ImageKind
@@ -38,6 +39,7 @@ from sd_core.work import (
     TextWork,
     UNetWork,
 )
+from tests.support.adapters import random_deltas
 from tests.support.controls import TINY_CONTROLNET, controlnet
 from tests.support.ip_adapters import ADAPTERS, ENCODER, random_network
 from tests.support.random_weights import TINY
@@ -48,6 +50,7 @@ KINDS = {
     "four mixed images": (2, 1, 2, 1),
     "two images with a ControlNet": (2, 2),
     "two images with image prompts": (2, 2),
+    "two images with adapters": (2, 2),
     "encode": (),
     "decode": (),
     "text": (),
@@ -66,6 +69,8 @@ def works_of(model: StableDiffusion, kind: str, side: int) -> list[Any]:
             attached = attached_to(model, pixels)
         elif "image prompts" in kind:
             attached = images_attached_to(model)
+        elif "adapters" in kind:
+            attached = adapted(model)
         return [
             UNetWork(
                 model.unet_key,
@@ -86,6 +91,17 @@ def works_of(model: StableDiffusion, kind: str, side: int) -> list[Any]:
     if kind == "decode":
         return [DecodeWork(model.vae_key, latents)]
     return [TextWork(model.text_key, tuple((token,) * 77 for token in range(16)))]
+
+
+def adapted(model: StableDiffusion) -> Attachments:
+    """Adapters of two families, both on every layer."""
+    dtype = model.networks.unet.dtype
+    applied = []
+    for seed in range(2):
+        deltas = random_deltas(model.networks.unet, seed)
+        moved = {name: delta.to(model.device, dtype) for name, delta in deltas.items()}
+        applied.append(applied_to_unet(Adapter(str(seed), moved), Strength(unet=0.1)))
+    return Attachments(adapters=tuple(each for each in applied if each is not None))
 
 
 def controlnet_of(model: StableDiffusion) -> ControlNet:

@@ -21,6 +21,7 @@ from sd_core.formats.detect import Architecture
 from sd_core.formats.keys import TEXT_PREFIX
 from sd_core.models.clip import CLIPConfig
 from sd_core.models.controlnet import ControlNetConfig
+from sd_core.models.image_encoder import ImageEncoderConfig
 from sd_core.models.unet import UNetConfig
 from sd_core.models.vae import VAEConfig
 
@@ -100,11 +101,8 @@ def reference_text_encoder(state_dict: Mapping[str, Tensor], config: CLIPConfig)
     """transformers' CLIP text model; its parameters are the given tensors themselves."""
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
+            **clip_sizes(config),
             vocab_size=config.vocab_size,
-            hidden_size=config.width,
-            intermediate_size=config.mlp_width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
             max_position_embeddings=config.max_length,
             projection_dim=config.width,
             hidden_act="quick_gelu",
@@ -117,6 +115,16 @@ def reference_text_encoder(state_dict: Mapping[str, Tensor], config: CLIPConfig)
     weights = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     text_encoder.load_state_dict(weights, assign=True)
     return text_encoder.requires_grad_(False).eval()
+
+
+def clip_sizes(config: CLIPConfig | ImageEncoderConfig) -> dict[str, int]:
+    """What transformers calls the sizes of one of CLIP's transformers."""
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+    }
 
 
 def reference_tokenizer(directory: Path) -> CLIPTokenizer:

@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sd_core.models.image_encoder import ImageEncoderConfig
 from sd_core.models.unet import UNetConfig
-from tests.support.reference import reference_unet
+from tests.support.reference import clip_sizes, reference_unet
 
 Adapter = Mapping[str, Mapping[str, Tensor]]
 """Weights as the authors' `.bin` files hold them: `image_proj` and `ip_adapter`."""
@@ -20,11 +20,8 @@ def reference_image_encoder(weights: Mapping[str, Tensor], config: ImageEncoderC
     """transformers' CLIP image encoder; its parameters are the given tensors themselves."""
     encoder = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
-            hidden_size=config.width,
-            intermediate_size=config.mlp_width,
+            **clip_sizes(config),
             projection_dim=config.embedding,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
             image_size=config.side,
             patch_size=config.patch,
             hidden_act="quick_gelu" if config.has_quick_gelu else "gelu",

@@ -42,6 +42,7 @@ def test_alone_it_runs_the_test_input_and_names_the_stored_picture(start_worker:
     assert base64.b64encode(stored.read_bytes()).decode()[:40] not in worker.printed
 
 
+@pytest.mark.slow
 def test_a_test_input_with_a_picture_at_debug(start_worker: Start, tmp_path: Path) -> None:
     picture = data_uri(noise_picture(80, 72))
     job = {"input": {"prompt": "a s3cret wish", "image": picture, "strength": 0.5, "steps": 2}}
@@ -234,7 +235,7 @@ def test_the_platforms_worker_loop(start_worker: Start, runpod: PlatformStandIn,
         assert runpod.result(f"many-{index}")["output"]["seed"] == index
     assert len(list((tmp_path / "outputs").iterdir())) == 5
 
-    # A job that takes minutes is stopped; the job beside it and those after it are drawn.
+    # A job that takes minutes is stopped; the job beside it and those after it are generated.
     runpod.add(
         "long", {"prompt": "s3cret", "steps": 150, "width": 512, "height": 512, "sampler": "heun", "uid": "long"}
     )

@@ -10,8 +10,8 @@ def test_a_job_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     configure("INFO")
     job_line(logging.INFO, "job done", {"uid": "a\nb", "steps": 3})
     (line,) = capsys.readouterr().out.splitlines()
-    told = json.loads(line)
-    assert (told["level"], told["message"], told["uid"], told["steps"]) == ("INFO", "job done", "a\nb", 3)
+    logged = json.loads(line)
+    assert (logged["level"], logged["message"], logged["uid"], logged["steps"]) == ("INFO", "job done", "a\nb", 3)
 
 
 def test_an_error_with_its_traceback_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

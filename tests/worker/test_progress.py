@@ -87,9 +87,9 @@ def test_only_the_newest_progress_is_sent_and_not_before_the_interval(monkeypatc
     async def test() -> None:
         receive = Receiver()
         async with observed(receive) as observe:
-            drawing = threading.Thread(target=lambda: [observe(at(step)) for step in (1, 2)])
-            drawing.start()
-            drawing.join()
+            running = threading.Thread(target=lambda: [observe(at(step)) for step in (1, 2)])
+            running.start()
+            running.join()
             assert (await receive.next())["step"] == 2
             observe(at(3))
             observe(at(4))
@@ -104,8 +104,8 @@ def test_progress_observed_just_before_the_loop_waits_is_not_missed(often: None)
     async def test() -> None:
         receive = Receiver()
         async with observed(receive) as observe:
-            drawing = threading.Thread(target=lambda: [observe(at(step)) for step in range(2_000)])
-            drawing.start()
+            running = threading.Thread(target=lambda: [observe(at(step)) for step in range(2_000)])
+            running.start()
             while (await receive.next())["step"] != 1_999:
                 pass
         steps = [message["step"] for message in receive.messages]

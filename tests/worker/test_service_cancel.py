@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,68 +18,62 @@ def test_cancelling_a_job_cancels_its_future(service: Service, engine: Any, caps
     configure("INFO")
     engine.hangs = True
 
-    async def cancel_while_drawing() -> None:
+    async def cancel_while_running() -> None:
         task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x", "uid": "u"}}, service))
         assert await asyncio.to_thread(engine.submitted.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(cancel_while_drawing())
+    asyncio.run(cancel_while_running())
     assert engine.hanging.cancelled()
     (line,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (line["outcome"], line["uid"]) == ("cancelled", "u")
+
+
+class Held:
+    """A function that, once it is called, waits until it is released."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.begun, self.released, self._function = threading.Event(), threading.Event(), function
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.begun.set()
+        assert self.released.wait(60)
+        return self._function(*arguments)
+
+
+def cancel_during(held: Held, service: Service) -> None:
+    """Cancel a job that waits for the function, then release it."""
+
+    async def cancel() -> None:
+        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service))
+        assert await asyncio.to_thread(held.begun.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        held.released.set()
+
+    asyncio.run(cancel())
+    service.encoders.shutdown()
 
 
 def test_cancelling_a_job_while_its_files_are_looked_for_ends_it(
     service: Service, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine.hangs = True
-    begun, cancelled, submit = threading.Event(), threading.Event(), engine.submit
-
-    def submit_slowly(*arguments: Any) -> Any:
-        begun.set()
-        assert cancelled.wait(60)
-        return submit(*arguments)
-
-    monkeypatch.setattr(engine, "submit", submit_slowly)
-
-    async def cancel_while_submitting() -> None:
-        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service))
-        assert await asyncio.to_thread(begun.wait, 60)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        cancelled.set()
-
-    asyncio.run(cancel_while_submitting())
-    service.encoders.shutdown()
+    held = Held(engine.submit)
+    monkeypatch.setattr(engine, "submit", held)
+    cancel_during(held, service)
     assert engine.hanging.cancelled()
 
 
 def test_cancelling_a_job_while_it_is_encoded_stores_nothing(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, cancelled = threading.Event(), threading.Event()
-    real = responding.encode
-
-    def encode_slowly(*arguments: Any) -> bytes:
-        begun.set()
-        assert cancelled.wait(60)
-        return real(*arguments)
-
-    monkeypatch.setattr(responding, "encode", encode_slowly)
-
-    async def cancel_while_encoding() -> None:
-        task = asyncio.create_task(run_job({"id": "1", "input": {"prompt": "x"}}, service))
-        assert await asyncio.to_thread(begun.wait, 60)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        cancelled.set()
-
-    asyncio.run(cancel_while_encoding())
-    service.encoders.shutdown()
+    held = Held(responding.encode)
+    monkeypatch.setattr(responding, "encode", held)
+    cancel_during(held, service)
     assert not (tmp_path / "outputs").exists()
 
 

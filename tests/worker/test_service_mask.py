@@ -86,9 +86,9 @@ def test_a_border_over_the_pixel_limit_is_refused(make_service: Callable[..., Se
     assert run(service, {**job, "outpaint": {"right": 128}})["message"] == "success"
 
 
-def test_a_part_is_drawn_within_the_pixel_limit(make_service: Callable[..., Service], engine: Any) -> None:
+def test_a_part_is_repainted_within_the_pixel_limit(make_service: Callable[..., Service], engine: Any) -> None:
     service = make_service(SD_MAX_PIXELS=str(64 * 64))
     job = {"prompt": "x", "image": data_uri(512, 256), "mask": data_uri(512, 256), "only_masked": True}
     assert run(service, job)["message"] == "success"
-    assert engine.requests[0].image.shape == (256, 512, 3) and engine.requests[0].drawn_size == (64, 64)
+    assert engine.requests[0].image.shape == (256, 512, 3) and engine.requests[0].generated_size == (64, 64)
     assert "width x height x num_images: 64 x 64 x 2" in run(service, {**job, "num_images": 2})["error"]

@@ -133,6 +133,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
     monkeypatch.setattr(convert, "hold", hold_elsewhere)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("read_only")
 @pytest.mark.parametrize("chosen", ["", "old one.ckpt", "tiny:old one"])
 def test_on_a_read_only_volume_the_commands_of_the_message_mend_the_start(

@@ -29,7 +29,7 @@ THRESHOLDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The thresholds that their preprocessors use; clients send both with every one."""
 
-# What never changes an image here: maps are made at the drawn size, memory is the engine's concern.
+# What never changes an image here: maps are made at the generated size, memory is the engine's concern.
 IGNORED = frozenset({
     "enabled", "is_ui", "input_mode", "use_preview_as_input", "batch_images", "output_dir", "loopback", "low_vram",
     "lowvram", "pixel_perfect", "processor_res", "save_detected_map", "inpaint_crop_input_image", "generated_image",

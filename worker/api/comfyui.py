@@ -27,7 +27,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "sampler": ("sampler_name",),
     "schedule": ("scheduler",),
 }
-# How ComfyUI draws: its own prompt syntax, and noise from the CPU's generator.
+# ComfyUI's ways: its own prompt syntax, and noise from the CPU's generator.
 WAYS = {"prompt_syntax": "comfy", "rng": "cpu"}
 
 
@@ -109,7 +109,7 @@ class _Graph:
         inputs = self._inputs(source) if source is not None else {}
         if isinstance(inputs.get("width"), int) and isinstance(inputs.get("height"), int):
             if inputs.get("batch_size", 1) != 1:
-                self.warnings.append("the graph draws several pictures at once; only the first can be drawn again")
+                self.warnings.append("the graph generates several images at once; only the first can be repeated")
             return {"width": inputs["width"], "height": inputs["height"]}
         strength = self.setting(sampler, ("denoise",))
         return {} if strength is None else {"strength": strength, "strength_steps": "exact"}

@@ -33,7 +33,7 @@ SYNONYMS = {
 # The GPU's generator as other tools call it.
 RNG_NAMES = {"gpu": "nv", "cuda": "nv", "nv": "nv", "cpu": "cpu"}
 BOOLS: Mapping[str, bool] = {"true": True, "false": False}
-# Labels of records that draw nothing.
+# Labels of records that change no image.
 ASIDE = frozenset({
     "version", "app", "user", "created", "model hash", "vae hash", "ti hashes", "lora hashes", "hashes",
     "init image hash", "operations", "pipeline", "backend", "parser", "index", "batch", "batch size", "batch pos",
@@ -192,7 +192,7 @@ def _put(values: dict[str, Any], path: Path, found: Mapping[str, Any], written: 
 
 
 def _generator(values: dict[str, Any], pairs: Mapping[str, str]) -> list[str]:
-    """Set `rng`. An infotext that does not name it was drawn with a GPU's generator: that is the web UI's default."""
+    """Set `rng`. Without `RNG` the image's noise came from a GPU's generator: that is the web UI's default."""
     given = next((value for label, value in pairs.items() if label.lower() == RNG.lower()), "gpu")
     rng = RNG_NAMES.get(given.lower())
     if rng is None:

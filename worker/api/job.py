@@ -164,7 +164,7 @@ def parse_request(payload: object, limits: Limits, uid: str | None = None, recor
     request_type, door_type = record.owners
     request = _attempt(
         problems,
-        # A prompt that is missing is among the problems; the sampler is looked up all the same.
+        # A prompt that is missing is among the problems; the sampler is still looked up.
         lambda: complete(request_type, {"prompt": "", **values}, model, native_size),
     )
     _attempt(problems, lambda: _check_pixels(values, native_size, limits.max_pixels))

@@ -63,7 +63,7 @@ def fill(
 
     `meant` says of a name that could be two fields' which one it means here; `models` and `has_vae` say which
     files there are. Raises
-    `InvalidRequest` for what is no record of an image.
+    `InvalidRequest` for what is not a record of an image.
     """
     value = _given(payload)
     own = {name: given for name, given in payload.items() if name not in NAMES}

@@ -47,7 +47,7 @@ def first_frame(data: bytes, ground: int) -> Frame:
             exif = exif or body
         elif segment.marker == EXIF and body.startswith(XMP):
             xmp = xmp or body
-        if _is_drawn_with(segment):
+        if _is_decoded_with(segment):
             kept.append(data[segment.start : segment.end])
     else:
         raise InvalidImage("image: the JPEG is broken or truncated: it holds no image data")
@@ -80,7 +80,7 @@ def _segments(data: bytes) -> Iterator[Segment]:
     raise InvalidImage(f"image: the JPEG has more than {MAX_SEGMENTS:,} segments")
 
 
-def _is_drawn_with(segment: Segment) -> bool:
+def _is_decoded_with(segment: Segment) -> bool:
     if segment.marker == 0xE0:
         return segment.body.startswith(b"JFIF\0") and len(segment.body) >= 14
     if segment.marker == ADOBE:

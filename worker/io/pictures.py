@@ -25,7 +25,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", *OTHER_FORMATS, "TIFF")
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image, RGB and upright, and what its sender should be told about it."""
+    """A decoded image, RGB and upright, and warnings for its sender."""
 
     image: Image.Image
     warnings: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 
 STRIP_OFFSETS, ORIENTATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 274, 277, 278, 279, 284
 PREDICTOR, COLOUR_MAP, TILE_WIDTH, SAMPLE_FORMAT, JPEG_TABLES, XMP = 317, 320, 322, 339, 347, 700
 
-DRAWING = frozenset(
+DECODED = frozenset(
     {WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, SAMPLES_PER_PIXEL, ROWS_PER_STRIP}
     | {STRIP_BYTES, PLANAR, PREDICTOR, COLOUR_MAP, SAMPLE_FORMAT}
     | {292, 293}  # options of the fax compressions
@@ -45,7 +45,7 @@ class Directory:
     """The first image of a TIFF file."""
 
     order: str  # "<" or ">", as in `struct`
-    tags: Mapping[int, Value]  # those of `DRAWING`
+    tags: Mapping[int, Value]  # those of `DECODED`
     orientation: int | None  # EXIF's 1..8
     xmp: bytes | None
     more: bool  # whether another image follows
@@ -85,7 +85,7 @@ class _Reader:
         orientation, xmp = None, None
         for entry in range(first, end, size):
             tag = self._unpack("H", entry)
-            if tag in DRAWING and tag not in tags:
+            if tag in DECODED and tag not in tags:
                 value = self._value(tag, entry)
                 if value is None:
                     raise _broken(f"its tag {tag} cannot be read")

@@ -16,7 +16,7 @@ from worker.io.frames import Frame, flattened, is_animated, open_image
 SIGNATURE = b"RIFF"
 KIND = b"WEBP"  # after the signature and a size
 FEATURES = b"VP8X"
-DRAWING = frozenset({FEATURES, b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF"})
+DECODED = frozenset({FEATURES, b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF"})
 METADATA_FLAGS = 0x20 | 0x08 | 0x04  # in VP8X: there is a colour profile, EXIF, XMP
 MAX_CHUNKS = 100_000
 
@@ -30,7 +30,7 @@ def first_frame(data: bytes, ground: int) -> Frame:
     for kind, body, length in _chunks(data):
         if kind == FEATURES and body:
             body = bytes([body[0] & ~METADATA_FLAGS]) + body[1:]
-        if kind in DRAWING:
+        if kind in DECODED:
             kept.append(kind + struct.pack("<I", length) + body + bytes(len(body) % 2))
         elif kind == b"EXIF":
             exif = exif or body

@@ -1,4 +1,4 @@
-"""What a kind of work tells the scheduler and the runner, which know no kind by name."""
+"""What the scheduler and the runner need to know of a kind of work; they know none of them by name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence

@@ -127,7 +127,7 @@ def test_what_is_passed_over_is_said() -> None:
     assert "sampler" not in values
     for part in (
         "the graph samples 2 times; only the first was understood", "the node LoraLoader is not understood here",
-        "the node ControlNetApply is not understood here", "the graph draws several pictures at once",
+        "the node ControlNetApply is not understood here", "the graph generates several images at once",
         "the sampler and its schedule were ignored: sampler is 'er_sde'",
     ):  # fmt: skip
         assert any(part in warning for warning in warnings), part
@@ -144,7 +144,7 @@ def test_what_is_passed_over_is_said() -> None:
         ({str(index): node("Note") for index in range(MAX_NODES + 1)}, "5,001 nodes, at most 5,000"),
     ],
 )
-def test_a_graph_that_draws_nothing_is_refused(graph: dict[str, Any], reason: str) -> None:
+def test_a_graph_that_generates_nothing_is_refused(graph: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason):
         read(graph)
 

@@ -30,6 +30,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     # No text holds a control image; those that take the job's own image come back.
     "controlnets": {"image": "aGk=", "mask": "aGk="},
     "ip_adapters": {"image": "aGk="},
+    # In the syntax that has tags they come back as tags: see test_tags.py.
+    "loras": {"prompt_syntax": "comfy"},
 }
 # It says how many images there are; each text is of one.
 NOT_HELD = {"num_images"}
@@ -121,8 +123,8 @@ def test_a_value_comes_back_from_text_and_object(record: Record, field: Field, v
     wanted = replace(job.request, image=None, mask=None)
     assert again.request == replace(wanted, scale=wanted.guidance_scale, do_scale=True), written
     assert again.warnings == ()
-    told = parse_request({"parameters": parameters(job, record), **images}, LIMITS, record=record)
-    assert told.request == wanted
+    from_object = parse_request({"parameters": parameters(job, record), **images}, LIMITS, record=record)
+    assert from_object.request == wanted
 
 
 def test_image_prompts_take_all_but_their_images_from_a_text() -> None:

@@ -95,7 +95,7 @@ BAD = [
         [{"model": "x", "image": "aGk=", "weight": 2.5}],
         "ip_adapters[0].weight: 2.5 is not a number",
     ),
-    ("ip_adapters", [{"model": "x", "image": "aGk=", "strat": 0}], "did you mean ip_adapters[0].start?"),
+    ("ip_adapters", [{"model": "x", "image": "aGk=", "startt": 0}], "did you mean ip_adapters[0].start?"),
     ("ip_adapters", [{"model": "x", "image": "aGk="}] * 3, "has 3 entries, at most 2 are allowed"),
     ("prompt_syntax", "A1111", "'A1111' is not one of a1111, comfy, plain"),
     ("prompt_syntax", None, "null is not one of a1111, comfy, plain"),

@@ -141,7 +141,7 @@ def test_one_item_of_a_list_may_be_given_by_flat_names() -> None:
     assert problem(SEVERAL, thickness=65) == "thickness: 65 is not a whole number from 0 to 64"
     assert problem(SEVERAL, colour="black") == "colour: needs thickness"
     assert "two names of one field" in problem(SEVERAL, thickness=1, frames=[{"width": 1}])
-    assert problem(SEVERAL, thicknes=1) == "thicknes: unknown field, did you mean thickness?"
+    assert problem(SEVERAL, thiccness=1) == "thiccness: unknown field, did you mean thickness?"
 
 
 def test_a_list_of_records_is_in_all_that_is_derived() -> None:

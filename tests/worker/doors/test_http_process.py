@@ -75,6 +75,7 @@ def test_a_stopped_server_answers_its_jobs_and_drops_half_sent_requests(
     assert "Traceback" not in worker.printed
 
 
+@pytest.mark.slow
 def test_a_server_that_is_stopped_while_it_loads_ends_too(start_worker: Start, free_port: int) -> None:
     worker = start_worker("-m", "worker", "serve", PORT=str(free_port))
     worker.wait_for(lambda: "serving POST" in worker.printed)
@@ -82,6 +83,7 @@ def test_a_server_that_is_stopped_while_it_loads_ends_too(start_worker: Start, f
     assert "Traceback" not in worker.printed
 
 
+@pytest.mark.slow
 def test_a_client_that_hangs_up_while_it_sends_leaves_one_line(start_worker: Start, free_port: int) -> None:
     worker = start_worker("-m", "worker", "serve", PORT=str(free_port))
     url = f"http://127.0.0.1:{free_port}"
@@ -104,6 +106,7 @@ def test_a_server_whose_engine_has_failed_answers_and_ends(start_worker: Start, 
     assert worker.exit_code() == 1
 
 
+@pytest.mark.slow
 def test_a_server_without_a_model_ends_with_one_message(start_worker: Start, free_port: int, tmp_path: Any) -> None:
     worker = start_worker("-m", "worker", "serve", PORT=str(free_port), SD_WEIGHTS=str(tmp_path / "nowhere"))
     assert worker.exit_code() == 1
@@ -111,6 +114,7 @@ def test_a_server_without_a_model_ends_with_one_message(start_worker: Start, fre
     assert "Traceback" not in worker.printed
 
 
+@pytest.mark.slow
 def test_bad_settings_end_the_server_before_it_listens(start_worker: Start) -> None:
     worker = start_worker("-m", "worker", "serve", PORT="http")
     assert worker.exit_code() == 1

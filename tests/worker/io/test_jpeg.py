@@ -59,7 +59,7 @@ SEGMENTS = {
 
 
 @pytest.mark.parametrize("name", SEGMENTS)
-def test_segments_that_are_not_drawn_from_do_not_matter(name: str) -> None:
+def test_segments_that_decoding_does_not_need_do_not_matter(name: str) -> None:
     assert_quarters(with_segments(JPEG, SEGMENTS[name]))
 
 

@@ -98,7 +98,7 @@ def test_chunks_between_and_cut_after_the_image_data_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS", b"IDAT"])
-def test_damage_in_a_chunk_that_is_drawn_from_is_refused(kind: bytes) -> None:
+def test_damage_in_a_chunk_that_decoding_needs_is_refused(kind: bytes) -> None:
     rows = (b"\0" + bytes([0, 1] * 32)) * 8
     data = png_of(64, 8, colour=3, rows=rows, before=chunk(b"PLTE", bytes([*RED, *BLUE])) + chunk(b"tRNS", b"\xff"))
     assert decoded(data)[0, 1].tolist() == list(BLUE)

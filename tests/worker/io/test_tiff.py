@@ -131,7 +131,7 @@ def test_signed_samples_are_refused_by_name(dtype: Any, order: str, deflate: boo
         (quarters(COLOURS, np.uint8), {"photometric": 2, "tags": {339: (3, (1, 1, 2))}}, "not all of one kind"),
     ],
 )
-def test_samples_that_would_be_drawn_wrong_are_refused_by_name(
+def test_samples_that_would_be_shown_wrong_are_refused_by_name(
     pixels: np.ndarray, options: dict[str, Any], named: str, order: str, deflate: bool
 ) -> None:
     message = refusal(tiff_of(pixels, order=order, deflate=deflate, **options))
@@ -249,7 +249,7 @@ def test_a_file_that_is_cut_anywhere_is_refused(big: bool) -> None:
 
 
 @pytest.mark.parametrize("tag", [256, 258, 262, 273, 339])
-def test_a_tag_that_is_drawn_with_must_be_readable(tag: int) -> None:
+def test_a_tag_that_decoding_needs_must_be_readable(tag: int) -> None:
     assert f"its tag {tag} cannot be read" in refusal(tiff_of(quarters(GRAYS), tags={tag: (99, b"\1\0\0\0")}))
 
 
