@@ -35,8 +35,11 @@ RANK = 8
 KNOWN_SHARE = 0.2  # of the images: those without an added colour, so that the others stay what they are
 METADATA = {"ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_network_dim": str(RANK)}
 # The first and the last stages of the UNet, before and after the first and last transformer, and their neighbours.
-FINE_STAGES = ("input_blocks.0.", "input_blocks.1.", "input_blocks.2.", "input_blocks.3.", "output_blocks.4.")
-FINE_STAGES += ("output_blocks.5.", "output_blocks.6.", "output_blocks.7.", "out.")
+FINE_STAGES = (
+    *(f"input_blocks.{index}." for index in (0, 1, 2, 3)),
+    *(f"output_blocks.{index}." for index in (4, 5, 6, 7)),
+    "out.",
+)
 DATA_SEED = 1
 PURE_NOISE = 0.15
 
