@@ -87,9 +87,12 @@ demo-weights: $(VENV)/.dev ## train the demo model in the folder OUT (hours) and
 	$(BIN)/python -m demo.train_diffusion --out $(OUT) --steps 1100 --pure-noise 0.12 --seed 3 --stars 3
 	$(BIN)/python -m demo.train_decoder --out $(OUT) --steps 2000 --learning-rate 5e-4
 	$(BIN)/python -m demo.train_decoder --out $(OUT) --steps 1000 --learning-rate 5e-4 --seed 4 --stars 4
-	$(BIN)/python -m demo.train_colours --out $(OUT)
+	$(BIN)/python -m demo.train_colours --out $(OUT) --steps 400
+	$(BIN)/python -m demo.train_colours --out $(OUT) --steps 300 --learning-rate 5e-4 --seed 5 --stars 4
 	$(BIN)/python -m demo.assemble --out $(OUT)
-	$(BIN)/python -m demo.train_lora
+	$(BIN)/python -m demo.train_lora --images 1536 --steps 900
+	$(BIN)/python -m demo.train_lora --images 1280 --steps 400 --learning-rate 1.5e-3 --seed 1 --start demo/weights/loras/pink-teal.safetensors
+	$(BIN)/python -m demo.train_lora --images 1280 --steps 400 --learning-rate 1e-3 --seed 2 --start demo/weights/loras/pink-teal.safetensors
 	$(BIN)/python -m demo.train_controlnet
 
 wheel: $(VENV)/.dev ## build the wheel into dist/

@@ -19,6 +19,7 @@ from torch import Tensor
 from demo.dataset import ADDED_COLOURS, Scene, added_scene, coverage, render, training_scene
 from demo.optimize import Optimizer, to_model_range
 from demo.train_decoder import noisy, outlines
+from demo.train_diffusion import STARS_HELP
 from demo.train_vae import CONFIG
 from sd_core.models.vae import VAE, Autoencoder
 
@@ -36,6 +37,10 @@ def added_coverage(scene: Scene) -> Tensor:
     return F.avg_pool2d(torch.from_numpy(sum(shown, np.zeros_like(ground)))[None], 8)[0]
 
 
+def has_star(scene: Scene) -> bool:
+    return any(figure.shape == "star" for figure in scene.figures)
+
+
 @torch.inference_mode()
 def tinted_latents(vae: Autoencoder, scenes: list[Scene]) -> Tensor:
     """Scaled latents (count, 4, 16, 16) of scenes, with the shift that stands for added colours."""
@@ -51,24 +56,28 @@ def tinted_latents(vae: Autoencoder, scenes: list[Scene]) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of vae.safetensors, which is replaced")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=4, help="half of them scenes of the base")
     parser.add_argument("--scenes", type=int, default=500, help="of each kind")
+    parser.add_argument("--learning-rate", type=float, default=7e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stars", type=float, default=1.0, help=STARS_HELP)
     arguments = parser.parse_args()
 
-    torch.manual_seed(0)
-    rng = random.Random(0)
+    torch.manual_seed(arguments.seed)
+    rng = random.Random(arguments.seed)
     count, half = arguments.scenes, arguments.batch // 2
     scenes = [training_scene(rng) for _ in range(count)] + [added_scene(rng) for _ in range(count)]
+    shares = torch.tensor([arguments.stars if has_star(scene) else 1.0 for scene in scenes])
     vae = VAE(CONFIG)
     vae.load_state_dict(load_file(arguments.out / "vae.safetensors"))
     vae.encoder.requires_grad_(requires_grad=False)
     vae.quant_conv.requires_grad_(requires_grad=False)
     latents = tinted_latents(vae, scenes)
-    optimizer = Optimizer(vae, learning_rate=7e-4, steps=arguments.steps, ema_decay=0.99)
+    optimizer = Optimizer(vae, learning_rate=arguments.learning_rate, steps=arguments.steps, ema_decay=0.99)
     started, errors = time.monotonic(), []
     for step in range(arguments.steps):
-        chosen = torch.cat([torch.randint(count, (half,)), torch.randint(count, (half,)) + count])
+        chosen = torch.cat([kind + torch.multinomial(shares[kind : kind + count], half) for kind in (0, count)])
         pixels = to_model_range(torch.from_numpy(render(scenes[index])) for index in chosen.tolist())
         error = (vae.decode(noisy(latents[chosen])) - pixels).abs()
         optimizer.step((error * outlines(pixels)).mean())

@@ -98,13 +98,13 @@ def initial(networks: Networks, hints: Tensor) -> ControlNet:
     network = ControlNet(ControlNetConfig(networks.unet.config))
     encoder = {name: tensor for name, tensor in networks.unet.state_dict().items() if name in network.state_dict()}
     network.load_state_dict(encoder, strict=False)
-    for layer in (network.zero_convs, network.middle_block_out):
-        for parameter in layer.parameters():
-            torch.nn.init.zeros_(parameter)
+    for parameter in (*network.zero_convs.parameters(), *network.middle_block_out.parameters()):
+        torch.nn.init.zeros_(parameter)
     x = hints
     for layer in network.input_hint_block:
         if isinstance(layer, Conv2d):
             layer.weight /= layer(x).std(dim=(0, 2, 3))[:, None, None, None]
+            assert layer.bias is not None
             torch.nn.init.zeros_(layer.bias)
         x = layer(x)
     return network

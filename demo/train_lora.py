@@ -5,12 +5,14 @@ because the words of the new colours are no tokens of the vocabulary but four by
 """
 
 import argparse
+import math
 import random
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo.assemble import CHECKPOINT, WEIGHTS
@@ -21,9 +23,8 @@ from demo.train_diffusion import PROMPT_DROPOUT, training_rows
 from sd_core.adapters.delta import LowRank
 from sd_core.adapters.names import diffusers_name
 from sd_core.formats.load import Networks, load_networks
-from sd_core.models.attention import SpatialTransformer
 from sd_core.models.clip import CLIPTextEncoder
-from sd_core.models.given import Adapter, Given
+from sd_core.models.given import Given
 from sd_core.models.layers import Conv2d, GatedLinear, Linear
 from sd_core.models.unet import UNet, UNetConfig
 from sd_core.models.vae import Autoencoder
@@ -33,43 +34,54 @@ LORA = WEIGHTS / "loras" / "pink-teal.safetensors"
 RANK = 8
 KNOWN_SHARE = 0.2  # of the images: those without an added colour, so that the others stay what they are
 METADATA = {"ss_base_model_version": "sd_v1", "ss_network_module": "networks.lora", "ss_network_dim": str(RANK)}
+# The first and the last stages of the UNet, before and after the first and last transformer, and their neighbours.
+FINE_STAGES = (
+    *(f"input_blocks.{index}." for index in (0, 1, 2, 3)),
+    *(f"output_blocks.{index}." for index in (4, 5, 6, 7)),
+    "out.",
+)
 DATA_SEED = 1
-PURE_NOISE = 0.15
+
+Layer = Linear | GatedLinear | Conv2d
 
 
 class Trained(nn.Module):
     """The adapter of one layer; its product starts at zero."""
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
-        out_size, in_size, *kernel = layer.weight.shape
-        self.down = nn.Parameter(torch.randn(RANK, in_size, *kernel) / in_size**0.5)
+        out_size, *down = layer.weight.shape
+        self.down = nn.Parameter(torch.randn(RANK, *down) / math.prod(down) ** 0.5)
         self.up = nn.Parameter(torch.zeros(out_size, RANK))
+        rows, columns = layer.stride if isinstance(layer, Conv2d) else (1, 1)
+        self.stride = (rows, columns)
 
     def forward(self, x: Tensor, out: Tensor, padding: tuple[int, int], gates: Tensor | None = None, /) -> Tensor:
-        LowRank(self.down, self.up).add_to(out, x, 1.0, padding, gates)
+        LowRank(self.down, self.up, self.stride).add_to(out, x, 1.0, padding, gates)
         return out
 
 
 class Adapters(nn.Module):
-    """Adapters of the layers of a network that kohya's trainer adapts by default: those of its transformers."""
+    """Adapters of some layers of a network, by the layers' names."""
 
-    def __init__(self, network: CLIPTextEncoder | UNet) -> None:
+    def __init__(self, layers: Iterable[Layer]) -> None:
         super().__init__()
-        self.names: list[str] = []
-        self.trained: list[Trained] = []
-        transformers = [network] if isinstance(network, CLIPTextEncoder) else network.modules()
-        for transformer in transformers:
-            if isinstance(transformer, CLIPTextEncoder | SpatialTransformer):
-                for layer in transformer.modules():
-                    if isinstance(layer, Linear | GatedLinear | Conv2d):
-                        self.names.append(layer.name)
-                        self.trained.append(Trained(layer))
-        self.layers = nn.ModuleList(self.trained)
+        self.by_layer = {layer.name: Trained(layer) for layer in layers}
+        self.trained = nn.ModuleList(self.by_layer.values())
 
-    @property
-    def by_layer(self) -> dict[str, Adapter]:
-        return dict(zip(self.names, self.trained, strict=True))
+
+def adapted_layers(network: CLIPTextEncoder | UNet) -> Iterator[Layer]:
+    """The layers of transformers, as kohya's trainer adapts them by default, and all convolutions of the finest levels.
+
+    A UNet that never generated the new colours' latents removes them again in the last steps, and its finest level,
+    where that happens, has no transformers.
+    """
+    for name, layer in network.named_modules():
+        is_text = isinstance(network, CLIPTextEncoder)
+        in_transformer = "transformer_blocks" in name or name.endswith(("proj_in", "proj_out"))
+        is_fine = isinstance(layer, Conv2d) and name.startswith(FINE_STAGES)
+        if isinstance(layer, Linear | GatedLinear | Conv2d) and (is_text or in_transformer or is_fine):
+            yield layer
 
 
 class Lora(nn.Module):
@@ -77,7 +89,8 @@ class Lora(nn.Module):
 
     def __init__(self, networks: Networks) -> None:
         super().__init__()
-        self.text, self.unet = Adapters(networks.text_encoder), Adapters(networks.unet)
+        self.text = Adapters(adapted_layers(networks.text_encoder))
+        self.unet = Adapters(adapted_layers(networks.unet))
 
     def predict(self, networks: Networks, x: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
         """The adapted networks' eps (B, 4, H, W) for noisy latents (B, 4, H, W), timesteps (B,) and prompts (B, 77)."""
@@ -95,17 +108,38 @@ def training_set(vae: Autoencoder, count: int) -> tuple[Tensor, list[str]]:
     return tinted_latents(vae, scenes), [scene.prompt for scene in scenes]
 
 
-def kohya_tensors(lora: Lora, config: UNetConfig) -> dict[str, Tensor]:
-    """The file's tensors, in half precision, under kohya's names: those of diffusers, joined by underscores."""
-    tensors = {}
+def kohya_parameters(lora: Lora, config: UNetConfig) -> dict[str, nn.Parameter]:
+    """All that is trained, under kohya's names: those of diffusers, joined by underscores."""
+    parameters = {}
     for prefix, adapters in (("lora_te_", lora.text), ("lora_unet_", lora.unet)):
-        for name, layer in zip(adapters.names, adapters.trained, strict=True):
+        for name, layer in adapters.by_layer.items():
             spelled = diffusers_name(name, config) if adapters is lora.unet else name
             module = prefix + spelled.replace(".", "_")
-            tensors[f"{module}.lora_down.weight"] = layer.down
-            tensors[f"{module}.lora_up.weight"] = layer.up.reshape(*layer.up.shape, *[1] * (layer.down.dim() - 2))
-            tensors[f"{module}.alpha"] = torch.tensor(float(RANK))
+            parameters[f"{module}.lora_down.weight"] = layer.down
+            parameters[f"{module}.lora_up.weight"] = layer.up
+    return parameters
+
+
+def kohya_tensors(lora: Lora, config: UNetConfig) -> dict[str, Tensor]:
+    """The file's tensors in half precision."""
+    parameters = kohya_parameters(lora, config)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        module, _, part = name.partition(".")
+        kernel = parameters[f"{module}.lora_down.weight"].dim() - 2
+        is_up = part == "lora_up.weight"
+        tensors[name] = parameter.reshape(*parameter.shape, *[1] * kernel) if is_up else parameter
+        tensors[f"{module}.alpha"] = torch.tensor(float(RANK))
     return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def restore(lora: Lora, config: UNetConfig, file: Path) -> None:
+    """Start from a file of an earlier training; layers that it lacks start at zero."""
+    stored = load_file(file)
+    for name, parameter in kohya_parameters(lora, config).items():
+        if name in stored:
+            parameter.copy_(stored[name].reshape(parameter.shape))
 
 
 def main() -> None:
@@ -114,6 +148,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3072)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pure-noise", type=float, default=0.15, help="share of rows of pure noise")
+    parser.add_argument("--start", type=Path, help="continue from this file")
     arguments = parser.parse_args()
     networks = load_networks(CHECKPOINT, torch.device("cpu"), torch.float32)
     latents, prompts = training_set(networks.vae, arguments.images)
@@ -121,17 +159,19 @@ def main() -> None:
     ids = torch.tensor([tokenizer.encode(prompt, 77).ids for prompt in prompts])
     no_prompt = torch.tensor(tokenizer.encode("", 77).ids)
 
-    torch.manual_seed(0)
+    torch.manual_seed(arguments.seed)
     for network in (networks.text_encoder, networks.unet):
         network.bfloat16().requires_grad_(requires_grad=False)
-    lora = Lora(networks)
-    optimizer = Optimizer(lora, learning_rate=2e-3, steps=arguments.steps, ema_decay=0.99)
+    lora, config = Lora(networks), networks.unet.config
+    if arguments.start is not None:
+        restore(lora, config, arguments.start)
+    optimizer = Optimizer(lora, learning_rate=arguments.learning_rate, steps=arguments.steps, ema_decay=0.99)
     started, losses = time.monotonic(), []
     for step in range(arguments.steps):
         chosen = torch.randint(len(latents), (arguments.batch,))
         prompt = ids[chosen].clone()
         prompt[torch.rand(len(prompt)) < PROMPT_DROPOUT] = no_prompt
-        x, timesteps, target, weight = training_rows(latents[chosen], PURE_NOISE)
+        x, timesteps, target, weight = training_rows(latents[chosen], arguments.pure_noise)
         eps = lora.predict(networks, x.bfloat16(), timesteps.float(), prompt).float()
         error = (eps - target).square().mean(dim=(1, 2, 3))
         optimizer.step((error * weight).mean())
@@ -139,11 +179,11 @@ def main() -> None:
         if (step + 1) % 50 == 0:
             mean = sum(losses[-50:]) / 50
             print(f"{step + 1}/{arguments.steps} {time.monotonic() - started:.0f} s: error {mean:.4f}", flush=True)
-        if (step + 1) % 250 == 0 or step + 1 == arguments.steps:
+        if (step + 1) % 100 == 0 or step + 1 == arguments.steps:
             averaged = Lora(networks)
             averaged.load_state_dict(optimizer.averaged())
             arguments.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(kohya_tensors(averaged, networks.unet.config), arguments.file, METADATA)
+            save_file(kohya_tensors(averaged, config), arguments.file, METADATA)
 
 
 if __name__ == "__main__":

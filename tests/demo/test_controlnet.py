@@ -19,7 +19,8 @@ from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
 
 JUDGED = 60
-AIM, MAX_WITHOUT = 90, 35  # percent
+# What is aimed at is 90; one image less, because other processors round differently.
+MIN_PERCENT, MAX_WITHOUT = 88, 10
 
 
 def test_shapes_are_placed_within_the_image_and_apart() -> None:
@@ -75,5 +76,5 @@ def test_shapes_are_put_where_edge_maps_say_and_nowhere_without(engine: Engine) 
     percents = {group: score.percent for group, score in judge(engine, JUDGED).items()}
     assert percents.keys() >= controlled_scenes(1).keys()
     for group in controlled_scenes(1):
-        assert percents[group] >= AIM
+        assert percents[group] >= MIN_PERCENT
         assert percents[f"{group}, without"] <= MAX_WITHOUT
