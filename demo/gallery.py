@@ -12,18 +12,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from demo.dataset import SIDE
-from demo.judge import request_of, unseen_scenes
+from demo.dataset import SIDE, render
+from demo.judge import demo_engine, request_of, unseen_scenes
+from demo.judge_control import controlled_request, controlled_scenes
 from demo.judge_editing import images_of, red_to_blue
 from demo.judge_inpaint import Case, border, one_of_two, one_shape
+from demo.judge_lora import adapted_request
+from demo.judge_lora import unseen_scenes as added_scenes
+from demo.train_controlnet import edges
 from sd_core.engine.engine import Engine
 from sd_core.nested import Hires
-from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 
 WEIGHTS = Path(__file__).parent / "weights"
 OUT = Path(__file__).parents[1] / "docs" / "gallery"
 COLUMNS, GAP = 6, 4
+MAX_JOBS = 64
 HIDDEN = 127  # the gray of pixels that are to be repainted
 
 Grid = Sequence[Sequence[np.ndarray]]
@@ -63,7 +67,26 @@ def hires(engine: Engine) -> Grid:
     return [resized, _generated(engine, [replace(request, hires=second) for request in plain])]
 
 
-FIGURES: tuple[Callable[[Engine], Grid], ...] = (prompts, editing, inpainting, outpainting, hires)
+def loras(engine: Engine) -> Grid:
+    """Above without the LoRA, below with it; all in one batch."""
+    scenes = added_scenes(COLUMNS)["one shape"]
+    requests = [make(scene, seed) for make in (request_of, adapted_request) for seed, scene in enumerate(scenes)]
+    images = _generated(engine, requests)
+    return [images[:COLUMNS], images[COLUMNS:]]
+
+
+def controlnets(engine: Engine) -> Grid:
+    """Above the edge maps, below what the ControlNet makes of them."""
+    scenes = controlled_scenes(COLUMNS // 2)
+    chosen = [*scenes["one shape"], *scenes["two shapes"]]
+    images = _generated(engine, [controlled_request(scene, seed) for seed, scene in enumerate(chosen)])
+    return [[edges(render(scene)) for scene in chosen], images]
+
+
+FIGURES: tuple[Callable[[Engine], Grid], ...] = (
+    *(prompts, editing, inpainting, outpainting, hires),
+    *(loras, controlnets),
+)
 
 
 def _generated(engine: Engine, requests: Sequence[Request]) -> list[np.ndarray]:
@@ -96,8 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = StableDiffusion.load(WEIGHTS / "demo.safetensors", WEIGHTS, device="cpu", dtype="fp32")
-    engine = Engine([model], max_batch=8)
+    engine = demo_engine(WEIGHTS, "fp32", MAX_JOBS)
     for figure in FIGURES:
         sheet(figure(engine)).save(arguments.out / f"{figure.__name__}.png", optimize=True)
     engine.close()

@@ -189,6 +189,13 @@ def judge_groups(
     return scores
 
 
+def demo_engine(weights: Path, dtype: str, max_jobs: int) -> Engine:
+    """The demo model on the CPU, with the adapters beside it."""
+    model = StableDiffusion.load(weights / "demo.safetensors", weights, device="cpu", dtype=dtype)
+    library = Library(Catalogue(folders_in(weights)))
+    return Engine([model], max_batch=8, max_jobs=max_jobs, library=library)
+
+
 def command(
     description: str, judge: Callable[[Engine, int, Path | None], dict[str, Score]], max_count: int | None = None
 ) -> None:
@@ -202,12 +209,8 @@ def command(
     arguments = parser.parse_args()
     if arguments.count < 1 or arguments.count > (max_count or arguments.count):
         parser.error(f"--count is at least 1{at_most}")
-    model = StableDiffusion.load(
-        arguments.weights / "demo.safetensors", arguments.weights, device="cpu", dtype=arguments.dtype
-    )
-    library = Library(Catalogue(folders_in(arguments.weights)))
     # A judge may ask for several images a case.
-    engine = Engine([model], max_batch=8, max_jobs=4 * arguments.count, library=library)
+    engine = demo_engine(arguments.weights, arguments.dtype, 4 * arguments.count)
     scores = judge(engine, arguments.count, arguments.sheet)
     engine.close()
     print(json.dumps({group: asdict(score) for group, score in scores.items()}, indent=1))

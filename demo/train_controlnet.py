@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -24,10 +23,10 @@ from sd_core.formats.load import Networks, load_networks
 from sd_core.models.controlnet import ControlNet, ControlNetConfig
 from sd_core.models.given import Residuals
 from sd_core.models.layers import Conv2d
+from sd_core.preprocessors.preprocess import preprocess
 from sd_core.text.tokenizer import CLIPTokenizer
 
 CONTROLNET = WEIGHTS / "controlnet" / "canny.safetensors"
-CANNY = (100, 200)  # a job's default thresholds
 DATA_SEED = 1
 PURE_NOISE = 0.3
 
@@ -59,8 +58,7 @@ def _moved(
 
 def edges(image: np.ndarray) -> np.ndarray:
     """The edge map (H, W, 3) of an image (H, W, 3), both uint8: white lines on black."""
-    lines = np.asarray(cv2.Canny(image, *CANNY))
-    return np.repeat(lines[:, :, None], 3, axis=2)
+    return preprocess("canny", image)
 
 
 @dataclass(frozen=True)
