@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, smallest_checkpoint: Path) 
 
 
 @pytest.fixture(scope="module")
-def engines(folder: Path) -> Iterator[dict[float, Engine]]:
+def engines(folder: Path) -> Iterator[dict[int, Engine]]:
     """An engine for each budget, in models that stay loaded."""
     engines = {budget: engine_of(folder, budget) for budget in (1, 3)}
     yield engines
@@ -95,7 +95,7 @@ def state_of(engine: Engine) -> dict[str, torch.Tensor]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(jobs=st.lists(JOBS, min_size=2, max_size=7), budget=st.sampled_from([1, 3]))
-def test_each_image_is_that_of_its_solo_run(engines: dict[float, Engine], jobs: list[Job], budget: float) -> None:
+def test_each_image_is_that_of_its_solo_run(engines: dict[int, Engine], jobs: list[Job], budget: int) -> None:
     engine = engines[budget]
     engine.submit(of("tiny")).result(SECONDS)
     before = state_of(engine)
@@ -113,7 +113,7 @@ def test_each_image_is_that_of_its_solo_run(engines: dict[float, Engine], jobs: 
     assert all(torch.equal(after[name], kept) for name, kept in before.items())
 
 
-def test_what_a_job_brings_changes_its_image(engines: dict[float, Engine]) -> None:
+def test_what_a_job_brings_changes_its_image(engines: dict[int, Engine]) -> None:
     """Else the images of the mixes would say nothing."""
     plain = Job("tiny", frozenset(), 1.0, is_controlled=False, mode="balanced", seed=1, images=1, is_cancelled=False)
     changed = [

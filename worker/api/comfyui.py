@@ -115,19 +115,32 @@ class _Graph:
         return {} if strength is None else {"strength": strength, "strength_steps": "exact"}
 
     def model(self, sampler: str) -> dict[str, Any]:
-        """Checkpoint and CLIP layer."""
+        """Checkpoint, LoRAs and CLIP layer."""
         values: dict[str, Any] = {}
+        loras: list[dict[str, Any]] = []
         start = self._linked(sampler, ("model",))
         for key in () if start is None else self._back(start, ("model",), set()):
             name = self._inputs(key).get("ckpt_name")
             if isinstance(name, str):
                 values["model"] = name.replace("\\", "/").rpartition("/")[2]
+            elif (lora := self._lora(key)) is not None:
+                loras.append(lora)
             else:
                 self._pass_over(key)
+        if loras:
+            values["loras"] = loras[::-1]  # the one next to the checkpoint first
         layers = [layer for key in self._nodes if (layer := self._inputs(key).get("stop_at_clip_layer")) is not None]
         if layers and isinstance(layers[0], int) and layers[0] < -1:
             values["clip_skip"] = -layers[0]
         return values
+
+    def _lora(self, key: str) -> dict[str, Any] | None:
+        """The LoRA that a node loads; one that loads it into the model only has no `strength_clip`."""
+        inputs = self._inputs(key)
+        name, weight = inputs.get("lora_name"), inputs.get("strength_model")
+        if not isinstance(name, str) or not isinstance(weight, int | float):
+            return None
+        return {"name": name.replace("\\", "/"), "weight": weight, "text_weight": inputs.get("strength_clip", 0.0)}
 
     def _samples(self, key: str) -> bool:
         return self._link(key, "latent_image") is not None and self.setting(key, NAMES["seed"]) is not None

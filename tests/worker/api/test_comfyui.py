@@ -111,9 +111,26 @@ def test_a_graph_whose_sampler_has_its_settings_in_other_nodes() -> None:
     assert warnings == ()
 
 
+def test_loras_are_those_between_checkpoint_and_sampler() -> None:
+    """In the order in which they are loaded; one for the model alone does not act on the text encoder."""
+    both = {"strength_model": 0.8, "strength_clip": 0.5, "model": ["4", 0], "clip": ["4", 1]}
+    graph = usual(**{
+        "12": node("LoraLoader", lora_name="styles\\a.safetensors", **both),
+        "13": node("LoraLoaderModelOnly", lora_name="b.safetensors", strength_model=-1, model=["12", 0]),
+    })  # fmt: skip
+    graph["3"]["inputs"]["model"] = ["13", 0]
+    values, warnings = read(graph, job_record())
+    assert values["loras"] == [
+        {"name": "styles/a.safetensors", "weight": 0.8, "text_weight": 0.5},
+        {"name": "b.safetensors", "weight": -1, "text_weight": 0.0},
+    ]
+    assert values["model"] == "v1-5-pruned-emaonly.safetensors"
+    assert warnings == ()
+
+
 def test_what_is_passed_over_is_said() -> None:
     graph = usual(**{
-        "12": node("LoraLoader", lora_name="a.safetensors", strength_model=1.0, model=["4", 0], clip=["4", 1]),
+        "12": node("FreeU", model=["4", 0]),
         "13": node("ControlNetApply", conditioning=["6", 0], strength=1.0, image=["14", 0]),
         "14": node("LoadImage", image="a.png"),
         "15": node("LatentUpscale", samples=["3", 0], width=1024, height=1024),
@@ -126,7 +143,7 @@ def test_what_is_passed_over_is_said() -> None:
     assert (values["seed"], values["prompt"]) == (156680208700286, "a glass bottle")
     assert "sampler" not in values
     for part in (
-        "the graph samples 2 times; only the first was understood", "the node LoraLoader is not understood here",
+        "the graph samples 2 times; only the first was understood", "the node FreeU is not understood here",
         "the node ControlNetApply is not understood here", "the graph generates several images at once",
         "the sampler and its schedule were ignored: sampler is 'er_sde'",
     ):  # fmt: skip
