@@ -16,6 +16,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 	&& echo $$python && break; done)
 
 BENCH ?= text vae step prompts samplers deepcache models reorders peak memory start first demo batch throughput
+DEMO_LORA := demo/weights/loras/pink-teal.safetensors
 OUT ?= $(error set the folder of the training: make demo-weights OUT=FOLDER)
 
 # The newest versions in pyproject.toml's ranges, except torch, whose version is that of the Dockerfile's base image.
@@ -91,8 +92,10 @@ demo-weights: $(VENV)/.dev ## train the demo model in the folder OUT (hours) and
 	$(BIN)/python -m demo.train_colours --out $(OUT) --steps 300 --learning-rate 5e-4 --seed 5 --stars 4
 	$(BIN)/python -m demo.assemble --out $(OUT)
 	$(BIN)/python -m demo.train_lora --images 1536 --steps 900
-	$(BIN)/python -m demo.train_lora --images 1280 --steps 400 --learning-rate 1.5e-3 --seed 1 --start demo/weights/loras/pink-teal.safetensors
-	$(BIN)/python -m demo.train_lora --images 1280 --steps 400 --learning-rate 1e-3 --seed 2 --start demo/weights/loras/pink-teal.safetensors
+	$(BIN)/python -m demo.train_lora --images 1280 --steps 400 --learning-rate 1.5e-3 --seed 1 --start $(DEMO_LORA)
+	$(BIN)/python -m demo.train_lora --images 1280 --steps 400 --learning-rate 1e-3 --seed 2 --start $(DEMO_LORA)
+	$(BIN)/python -m demo.train_lora --steps 1400 --learning-rate 1.5e-3 --seed 3 --pure-noise 0.4 --start $(DEMO_LORA)
+	$(BIN)/python -m demo.train_lora --steps 1400 --learning-rate 1.2e-3 --seed 4 --pure-noise 0.4 --start $(DEMO_LORA)
 	$(BIN)/python -m demo.train_controlnet
 
 wheel: $(VENV)/.dev ## build the wheel into dist/

@@ -5,9 +5,11 @@ Each prompt names pink or teal, which the base alone does not know.
 
 import random
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from demo.dataset import (
+    ADDED_COLOURS,
     ADDED_HELD_OUT_PAIRS,
     ALL_COLOURS,
     RELATIONS,
@@ -27,20 +29,20 @@ from sd_core.engine.engine import Engine
 from sd_core.request import Request
 
 
+def is_unseen(size: str, colour: str, shape: str, background: str) -> bool:
+    """Whether the words show an added colour and training never showed their prompt."""
+    if colour == background or ADDED_COLOURS.keys().isdisjoint({colour, background}):
+        return False
+    return unseen_single(size, colour, shape, background)
+
+
 def unseen_scenes(count: int) -> dict[str, list[Scene]]:
     """`count` scenes per group that show an added colour and whose prompts the LoRA's training never showed."""
     rng = random.Random(3)
 
-    def words() -> tuple[str, str, str, str]:
-        colour, background = rng.sample(list(ALL_COLOURS), 2)
-        return rng.choice(SIZES), colour, rng.choice(SHAPES), background
-
-    singles: list[Scene] = []
-    while len(singles) < count:
-        size, colour, shape, background = words()
-        scene = single_scene(rng, size, colour, shape, background)
-        if unseen_single(size, colour, shape, background) and scene.has_added_colour:
-            singles.append(scene)
+    every = [words for words in product(SIZES, ALL_COLOURS, SHAPES, ALL_COLOURS) if is_unseen(*words)]
+    rng.shuffle(every)
+    singles = [single_scene(rng, *words) for words in (every * count)[:count]]  # each before any comes again
     held_out = [
         single_scene(rng, rng.choice(SIZES), *pair, rng.choice([c for c in ALL_COLOURS if c != pair[0]]))
         for pair in (sorted(ADDED_HELD_OUT_PAIRS) * count)[:count]
