@@ -20,7 +20,7 @@ from tests.support.processes import WorkerProcess
 
 pytestmark = pytest.mark.slow
 
-JOBS = int(os.environ.get("SOAK_JOBS", "60"))
+JOBS = int(os.environ.get("SOAK_JOBS", "120"))
 CONCURRENCY = 6
 STOPPED_EVERY = 10
 SAMPLERS = ("ddim", "ddpm", "euler", "euler_a_karras", "heun", "dpmpp_2m_karras")
