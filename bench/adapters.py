@@ -40,10 +40,10 @@ from sd_core.engine.engine import Engine
 from sd_core.engine.kinds.unet import UNetKind
 from sd_core.engine.pool import Pool
 from sd_core.formats.keys import UNET_PREFIX
-from sd_core.library import Library
 from sd_core.pipeline.adapters import read_adapter
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
+from sd_core.volume import Library
 from sd_core.work import Attachments, Context, UNetWork
 from tests.support.adapter_files import random_lora
 from tests.support.reference import reference_unet

@@ -30,9 +30,9 @@ from demo.dataset import (
 )
 from sd_core.catalogue import Catalogue, folders_in
 from sd_core.engine.engine import Engine
-from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
+from sd_core.volume import Library
 
 TEMPLATE_SIDE = 48
 MIN_AREA = 1 / 250  # of the image: smaller parts are ignored

@@ -16,13 +16,13 @@ from sd_core.catalogue import Catalogue, folders_in
 from sd_core.checks import check, require
 from sd_core.engine.engine import Engine
 from sd_core.fields import Field, Record
-from sd_core.library import Library
 from sd_core.nested import MAX_SIDE
 from sd_core.pipeline.complete import complete, find_model, implied, unusable, with_image, without_effect
 from sd_core.pipeline.control import with_hints
 from sd_core.pipeline.image_prompts import with_references
 from sd_core.pipeline.model import ModelInfo, StableDiffusion
 from sd_core.request import Request
+from sd_core.volume import Library
 
 # Guided images of native size that share a forward.
 MAX_BATCH = 8

@@ -12,7 +12,7 @@ import pytest
 
 from sd_core.catalogue import Catalogue, Kind
 from sd_core.errors import InvalidRequest, ModelError
-from sd_core.library import Library
+from sd_core.volume import Library
 
 SECONDS = 60
 

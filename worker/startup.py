@@ -15,8 +15,8 @@ from sd_core.engine.checkpoints import Checkpoints
 from sd_core.engine.engine import Engine
 from sd_core.engine.graphs import Bucket, Step
 from sd_core.errors import InvalidRequest, SDError
-from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.volume import Library
 from worker import log
 from worker.api.job import Limits
 from worker.api.response import encode

@@ -26,11 +26,11 @@ from sd_core.engine.pool import NO_PACKAGES, Pool
 from sd_core.engine.runner import Runner
 from sd_core.engine.scheduler import Running, Scheduler
 from sd_core.errors import Broken, Busy
-from sd_core.library import Library
 from sd_core.pipeline.attached import Needs
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import Prepared, read_prompt
 from sd_core.request import Observe, Request, Result
+from sd_core.volume import Library
 from sd_core.work import HostTask
 
 # Native size in pixels up to which a CPU generates a warm-up image too, because it takes less than seconds.

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from sd_core.catalogue import Kind
 from sd_core.formats.upscaler import load_upscaler
-from sd_core.library import Library
 from sd_core.models.rrdbnet import RRDBNet
 from sd_core.nested import UPSCALERS
 from sd_core.networks import Guide
@@ -19,6 +18,7 @@ from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.once import Once
 from sd_core.request import Request
 from sd_core.text.vocabulary import Vocabulary
+from sd_core.volume import Library
 from sd_core.work import UNATTACHED, Attachments, HostTask
 
 T = TypeVar("T")

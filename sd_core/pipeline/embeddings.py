@@ -7,10 +7,10 @@ from pathlib import Path
 from sd_core.catalogue import Entry, Kind
 from sd_core.errors import InvalidRequest, ModelError
 from sd_core.formats.embedding import load_embedding
-from sd_core.library import Library
 from sd_core.pipeline.conditioning import Prompts
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.text.vocabulary import Named, Unusable, Vocabulary
+from sd_core.volume import Library
 from sd_core.work import Embedding, Vector
 
 LABEL = "TI hashes"

@@ -7,13 +7,13 @@ from sd_core.catalogue import Entry, Kind
 from sd_core.device import DTYPES
 from sd_core.errors import InvalidRequest, ModelError
 from sd_core.formats.controlnet import Change, load_guide
-from sd_core.library import Library
 from sd_core.models.controlnet import ControlNet
 from sd_core.models.t2i_adapter import T2IAdapter
 from sd_core.models.unet import UNetConfig
 from sd_core.networks import Guide
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
+from sd_core.volume import Library
 
 
 def guides_of(request: Request, model: StableDiffusion, library: Library) -> Callable[[], tuple[Guide, ...]] | None:

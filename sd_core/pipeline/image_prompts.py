@@ -16,13 +16,13 @@ from sd_core.device import upload
 from sd_core.errors import InvalidRequest, ModelError
 from sd_core.formats.image_encoder import describe_image_encoder, load_image_encoder, named_encoder
 from sd_core.formats.ip_adapter import load_ip_adapter
-from sd_core.library import Library
 from sd_core.models.image_encoder import ImageEncoderConfig
 from sd_core.models.ip_adapter import ImageTokenizer, IPAdapter, attention_widths
 from sd_core.pipeline.images import digest
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.span import acts
 from sd_core.request import Request
+from sd_core.volume import Library
 from sd_core.work import Context, ImagePrompt, ImageWork
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

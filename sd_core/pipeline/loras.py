@@ -11,13 +11,13 @@ from sd_core.additions import MAX_LORAS
 from sd_core.catalogue import Entry, Kind
 from sd_core.checks import shorten
 from sd_core.errors import InvalidRequest, show_some
-from sd_core.library import Library
 from sd_core.networks import Applied
 from sd_core.pipeline.adapters import read_adapter
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 from sd_core.text.prompt import A1111
 from sd_core.text.tags import Tag, read_tags
+from sd_core.volume import Library
 from sd_core.work import Embedding
 
 LABEL = "Lora hashes"

@@ -63,7 +63,7 @@ def test_of_a_linear_layer(delta: Delta, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("padding", [(0, 0), (1, 1)])
 def test_of_a_convolution(delta: Delta, memory_format: torch.memory_format, padding: tuple[int, int]) -> None:
     if delta.weight().shape[2:] == (1, 1) and any(padding):
-        pytest.skip("single pixels are not padded")
+        pytest.skip("a 1x1 kernel has no padding to test")
     x = random(2, IN, 8, 7).to(memory_format=memory_format)
     stride = getattr(delta, "stride", (1, 1))
     expected = F.conv2d(x, delta.weight(), delta.bias, stride, padding)

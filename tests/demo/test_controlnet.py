@@ -15,8 +15,8 @@ from demo.judge_control import controlled_request, controlled_scenes, in_place, 
 from demo.train_controlnet import CONTROLNET, edges, placed
 from sd_core.catalogue import Catalogue, folders_in
 from sd_core.engine.engine import Engine
-from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.volume import Library
 
 JUDGED = 60
 # What is aimed at is 90; one image less, because other processors round differently.

@@ -15,8 +15,8 @@ from demo.judge_lora import adapted_request, judge, unseen_scenes
 from demo.train_lora import LORA
 from sd_core.catalogue import Catalogue, folders_in
 from sd_core.engine.engine import Engine
-from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.volume import Library
 
 JUDGED = 60
 # The aim for one shape is 90; some images less, because other processors round otherwise.

@@ -18,10 +18,10 @@ from sd_core.catalogue import Catalogue, Kind
 from sd_core.engine.engine import Engine
 from sd_core.errors import InvalidRequest
 from sd_core.formats import embedding
-from sd_core.library import Library
 from sd_core.pipeline import embeddings
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
+from sd_core.volume import Library
 
 REQUEST = Request("a zstyle cat", seed=3, width=64, height=64, steps=2, sampler="euler", schedule="default")
 

@@ -10,7 +10,7 @@ from sd_core.catalogue import Catalogue, Kind
 from sd_core.engine import memory
 from sd_core.engine.memory import Memory, is_out_of_memory
 from sd_core.engine.runner import Runner
-from sd_core.library import Library
+from sd_core.volume import Library
 from tests.support.kinds import Doubling, DoublingKind
 
 CPU = torch.device("cpu")

@@ -118,7 +118,7 @@ def test_an_adapter_equals_the_merged_weight(name: str) -> None:
 def test_circular_padding_equals_a_convolution_of_the_continued_image(name: str, size: tuple[int, int, int]) -> None:
     plain, variant = pair(name)
     if name == "unpadded" and min(size[1:]) < 3:
-        pytest.skip("no room for the kernel")
+        pytest.skip("the kernel is larger than the padded input, which no convolution accepts")
     x = source(plain, size)
     rows, columns = pads(plain)
     around = F.pad(x, (columns, columns, rows, rows), mode="circular")
@@ -137,7 +137,7 @@ def test_a_weight_stored_in_another_dtype_is_used_as_if_cast_before(name: str, s
     _, cast = pair(name)
     _, variant = pair(name)
     if not isinstance(variant, Variant):
-        pytest.skip("loaded in the compute dtype")
+        pytest.skip("weights already in the compute dtype are not cast")
     narrow = variant.weight.to(stored)
     variant.weight, cast.weight = nn.Parameter(narrow, False), nn.Parameter(narrow.float(), False)
     x = source(variant)

@@ -16,7 +16,6 @@ from sd_core.catalogue import Catalogue, folders_in
 from sd_core.engine.engine import Engine
 from sd_core.formats.image_encoder import load_image_encoder
 from sd_core.formats.ip_adapter import load_ip_adapter
-from sd_core.library import Library
 from sd_core.models.given import ImageRead
 from sd_core.models.ip_adapter import ImageTokenizer, attention_order
 from sd_core.pipeline.image_prompts import encoder_pixels
@@ -24,6 +23,7 @@ from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
 from sd_core.sampling.registry import SOLVERS
 from sd_core.sampling.schedule import v1_schedule
+from sd_core.volume import Library
 from tests.support.counting import normal
 from tests.support.ip_adapters import (
     ADAPTERS,

@@ -16,7 +16,6 @@ from sd_core.catalogue import Catalogue, Kind
 from sd_core.engine.engine import Engine
 from sd_core.errors import InvalidRequest
 from sd_core.formats.upscaler import load_upscaler
-from sd_core.library import Library
 from sd_core.nested import UPSCALERS, FreeU, Hires
 from sd_core.pipeline.hires import LATENT_MODES
 from sd_core.pipeline.model import StableDiffusion
@@ -24,6 +23,7 @@ from sd_core.pipeline.prepare import prepare
 from sd_core.pipeline.sample import Run
 from sd_core.request import Progress, Request
 from sd_core.sampling.noise import CPUNoise
+from sd_core.volume import Library
 from sd_core.work import Context, DecodeWork, EncodeWork, HostTask, TextWork, UNetWork
 from tests.support.drive import drive
 from tests.support.upscalers import write_upscaler

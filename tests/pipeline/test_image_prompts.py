@@ -16,13 +16,13 @@ from sd_core.additions import IPAdapter
 from sd_core.catalogue import Catalogue, folders_in
 from sd_core.engine.engine import Engine
 from sd_core.errors import InvalidRequest
-from sd_core.library import Library
 from sd_core.nested import Hires
 from sd_core.pipeline.attached import Needs
 from sd_core.pipeline.image_prompts import with_references
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.pipeline.prepare import prepare
 from sd_core.request import Request
+from sd_core.volume import Library
 from sd_core.work import Context, ImageWork, UNetWork
 from tests.support.drive import drive
 from tests.support.ip_adapters import ENCODER, write_adapter, write_encoder

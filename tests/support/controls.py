@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sd_core.catalogue import Catalogue, Kind
 from sd_core.formats.keys import UNET_PREFIX
-from sd_core.library import Library
 from sd_core.models.controlnet import ControlNet, ControlNetConfig
 from sd_core.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
+from sd_core.volume import Library
 from tests.support.random_weights import TINY, random_tensor
 
 TINY_CONTROLNET = ControlNetConfig(TINY.unet, hint_widths=(8, 8, 16, 16, 24, 24, 32))

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from sd_core.adapters.names import Names
 from sd_core.catalogue import Catalogue, folders_in
 from sd_core.engine.engine import Engine
-from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
+from sd_core.volume import Library
 from tests.support.adapter_files import random_lora
 
 

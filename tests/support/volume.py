@@ -14,9 +14,9 @@ from sd_core.engine.checkpoints import Checkpoints
 from sd_core.engine.engine import Engine
 from sd_core.formats.detect import NATIVE_SIZE_KEY
 from sd_core.formats.keys import UNET_PREFIX, VAE_PREFIX
-from sd_core.library import Library
 from sd_core.pipeline.model import StableDiffusion
 from sd_core.request import Request
+from sd_core.volume import Library
 from tests.support.engine import SMALL_REQUEST
 from tests.support.random_weights import SMALLEST, write_checkpoint
 
