@@ -137,7 +137,7 @@ def test_a_weight_stored_in_another_dtype_is_used_as_if_cast_before(name: str, s
     _, cast = pair(name)
     _, variant = pair(name)
     if not isinstance(variant, Variant):
-        pytest.skip("weights already in the compute dtype are not cast")
+        pytest.skip("a plain layer's weight is cast when it is loaded")
     narrow = variant.weight.to(stored)
     variant.weight, cast.weight = nn.Parameter(narrow, False), nn.Parameter(narrow.float(), False)
     x = source(variant)
